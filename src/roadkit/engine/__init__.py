@@ -1,0 +1,1 @@
+"""The embedded engine: request → scheduler → runner → bank and kernels → stream."""

@@ -1,0 +1,287 @@
+"""`Bank`: many adapters resident side by side, each row of a batch rotated by its own.
+
+    bank = Bank(model, {"formal": formal, "german": "adapters/german"})
+    with bank.rows(["formal", None, "formal*0.5 + german"]):
+        model(**batch_of_three)
+
+One buffer [slots, 1 + sizes, width] holds, per slot, a and one b-plane for each group size, over all rotated layers laid
+end to end: activating an adapter is one copy. Slot 0 is the identity. Rows are cached by what they compute, evicted
+least recently used, never while in use.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import expression, modules
+from ..adapter import Adapter, Layout
+from ..errors import AdapterError, ExpressionError, RoadkitError
+from ..kernels import native_rotations, rotate_rows
+from .heads import HeadBank
+
+IDENTITY = 0
+
+
+class BankFull(RoadkitError):
+    """Every slot is in use by a running request; try again when one has finished."""
+
+
+class Row(NamedTuple):
+    """A slot that holds one composition, and what identifies its content."""
+
+    slot: int
+    key: str
+
+
+class BankLayer:
+    """One layer's share of the buffer; as a forward hook it rotates the layer's output by the bank's current rows."""
+
+    def __init__(self, bank: Bank, name: str, module: nn.Module, width: int):
+        self.bank, self.name, self.module, self.width = bank, name, module, width
+
+    def bind(self, buffer: Tensor, start: int, group_sizes: tuple[int, ...]) -> None:
+        """Point at columns [start, start + width) of the buffer [slots, 1 + sizes, total]."""
+        columns = buffer[:, :, start : start + self.width]
+        self.a, self.b, self.group_sizes = columns[:, 0], columns[:, 1:].transpose(0, 1), group_sizes
+        self.native = native_rotations(self.a, self.b, group_sizes) if buffer.device.type == "cpu" else None
+
+    def __call__(self, module: nn.Module, args: tuple, output):
+        if self.bank.current is None:
+            return output
+        if isinstance(output, tuple):  # a layer that returns its bias instead of adding it
+            raise AdapterError(f"{self.name} returns its bias apart; mixed batches need it added")
+        return rotate_rows(output, self.bank.current, self.a, self.b, self.group_sizes)
+
+
+class Bank:
+    """Adapters by name, resident in `slots` rows beside the identity.
+
+    model         any Hugging Face model; forward hooks are placed on the adapted layers until `close`
+    adapters      name → `Adapter`, or a directory that is read when first used
+    slots         how many different compositions can be resident at once
+    target_layers names of the layers to prepare; by default those that the given adapters rotate, and more are
+                  added as adapters arrive
+    group_sizes   pairings to hold a plane for; by default those of the adapters, and more are added likewise
+    bind          how a layer is made to rotate, returning how to undo it; by default a forward hook on its module
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapters: Mapping[str, Adapter | str | os.PathLike] | None = None,
+        *,
+        slots: int = 64,
+        target_layers: Sequence[str] = (),
+        group_sizes: Sequence[int] = (),
+        bind: Callable[[BankLayer], Callable[[], None]] | None = None,
+    ):
+        if slots < 1:
+            raise AdapterError(f"a bank needs at least one slot, got {slots}")
+        self.model, self._bind = model, bind or _hook
+        self.num_slots = slots
+        self.device = next(model.parameters()).device
+        self.current: Tensor | None = None  # [rows] int64 slots, while a forward pass runs
+        self.layers: dict[str, BankLayer] = {}
+        self.heads = HeadBank(model)
+        self._layout = Layout({})
+        self._group_sizes: tuple[int, ...] = ()
+        self._buffer = torch.empty(0)
+        self._undo: list[Callable[[], None]] = []
+        self._sources: dict[str, Adapter | str | os.PathLike] = {}
+        self._loaded: OrderedDict[str, Adapter] = OrderedDict()
+        self._rows: OrderedDict[str, int] = OrderedDict()  # key → slot, least recently used first
+        self._slot_heads: dict[int, Mapping] = {}
+        self._users: dict[int, int] = {}
+        self._free = list(range(slots, 0, -1))
+        self._version: dict[str, int] = {}
+        named = modules.linear_layers(model) if target_layers else {}
+        unknown = [name for name in target_layers if name not in named]
+        if unknown:
+            raise AdapterError(f"no layer {unknown[0]!r} that can be rotated in this model")
+        self._grow({name: (int(modules.width_of(named[name]) or 0), 2) for name in target_layers}, tuple(group_sizes))
+        for name, source in (adapters or {}).items():
+            self.add(name, source)
+
+    # ---- adapters by name ---------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The registered adapters."""
+        return tuple(self._sources)
+
+    def add(self, name: str, source: Adapter | str | os.PathLike) -> None:
+        """Register an adapter, or a new version under an old name: rows in use keep the version they started with."""
+        if expression._NAME.fullmatch(name) is None:
+            raise AdapterError(f"{name!r} is no adapter name: letters, digits and _.:/@- after a letter, digit or _")
+        if isinstance(source, Adapter):
+            modules.match(self.model, source)
+        elif not os.path.isdir(source) and "/" not in os.fspath(source):
+            raise AdapterError(f"adapter {name!r}: no such directory: {os.fspath(source)}")
+        self._sources[name] = source
+        self._loaded.pop(name, None)
+        self._version[name] = self._version.get(name, 0) + 1
+
+    def remove(self, name: str) -> None:
+        """Forget a name; rows in use stay until released."""
+        if name not in self._sources:
+            raise ExpressionError(f"no adapter {name!r}")
+        del self._sources[name]
+        self._loaded.pop(name, None)
+
+    def adapter(self, name: str) -> Adapter:
+        """The adapter of a registered name, read from its directory when it is not in memory."""
+        source = self._sources[name]
+        if isinstance(source, Adapter):
+            return source
+        if name in self._loaded:
+            self._loaded.move_to_end(name)
+            return self._loaded[name]
+        loaded = Adapter.load(source)
+        modules.match(self.model, loaded)
+        self._loaded[name] = loaded
+        while len(self._loaded) > 8:  # rows hold what is in use; these only save a second read while composing
+            self._loaded.popitem(last=False)
+        return loaded
+
+    # ---- rows -------------------------------------------------------------------------------------------------
+
+    def parse(self, text: str | None) -> tuple[expression.Term, ...]:
+        """The terms of an expression over the registered names; () for None, the base model."""
+        return () if text is None else expression.parse(text, self._sources)
+
+    def key(self, terms: tuple[expression.Term, ...]) -> str:
+        """What identifies a row's content: names with their versions, and strengths; '' for the base."""
+        return expression.canonical(
+            tuple(term._replace(name=f"{term.name}#{self._version[term.name]}") for term in terms)
+        )
+
+    def acquire(self, terms: tuple[expression.Term, ...]) -> Row:
+        """Make a composition resident and hold its slot until `release`. Raises `BankFull` when every slot is held."""
+        if not terms:
+            return Row(IDENTITY, "")
+        key = self.key(terms)
+        slot = self._rows.get(key)
+        if slot is None:
+            composed = expression.compose(terms, _Lookup(self))
+            self._grow(composed.layout.layers, composed.group_sizes)
+            slot = self._take_slot()
+            self._write(slot, composed)
+            self._rows[key] = slot
+        self._rows.move_to_end(key)
+        self._users[slot] = self._users.get(slot, 0) + 1
+        return Row(slot, key)
+
+    def release(self, row: Row) -> None:
+        """Let go of a row; it stays resident until its slot is needed."""
+        if row.slot != IDENTITY:
+            self._users[row.slot] -= 1
+
+    def heads_of(self, row: Row) -> Mapping:
+        """The heads that a row's adapters bring along; {} for most."""
+        return self._slot_heads.get(row.slot, {})
+
+    def resident(self) -> dict[str, int]:
+        """Key → slot of what is in memory now."""
+        return dict(self._rows)
+
+    @contextmanager
+    def rows(self, adapters: Sequence[str | None]) -> Iterator[Bank]:
+        """One expression (or None, the base) for each sample of the batch that runs inside the block."""
+        held: list[Row] = []
+        previous = self.current
+        try:
+            for text in adapters:
+                held.append(self.acquire(self.parse(text)))
+            self.current = torch.tensor([row.slot for row in held], device=self.device)
+            with self.heads.active([self.heads_of(row) for row in held]):
+                yield self
+        finally:
+            self.current = previous
+            for row in held:
+                self.release(row)
+
+    def close(self) -> None:
+        """Remove the bank's hooks; the model is then exactly what it was."""
+        while self._undo:
+            self._undo.pop()()
+        self.heads.close()
+
+    # ---- storage ----------------------------------------------------------------------------------------------
+
+    def _take_slot(self) -> int:
+        if self._free:
+            return self._free.pop()
+        for key, slot in self._rows.items():
+            if not self._users.get(slot):
+                del self._rows[key]
+                return slot
+        raise BankFull(f"all {self.num_slots} bank slots are in use; raise slots or wait for a request to finish")
+
+    def _write(self, slot: int, adapter: Adapter) -> None:
+        row = self._buffer[slot]
+        if adapter.layout.spans == self._layout.spans and len(self._group_sizes) == 1:
+            row[0], row[1] = adapter.a, adapter.b
+        else:
+            row.zero_()
+            row[0] = 1.0
+            for name in adapter.layout.layers:
+                a, b, group_size = adapter.layer(name)
+                span = self._layout.spans[name]
+                row[0, span], row[1 + self._group_sizes.index(group_size), span] = a, b
+        self._slot_heads[slot] = adapter.heads
+        self.heads.prepare(adapter.heads)
+
+    def _grow(self, layers: Mapping[str, tuple[int, int]], group_sizes: tuple[int, ...]) -> None:
+        """Make room for layers and pairings that the bank does not know yet, keeping resident rows."""
+        new = {name: width for name, (width, _) in layers.items() if name not in self.layers}
+        sizes = self._group_sizes + tuple(size for size in group_sizes if size not in self._group_sizes)
+        if not new and sizes == self._group_sizes:
+            return
+        found = modules.resolve(self.model, new)
+        for name, width in new.items():
+            self.layers[name] = BankLayer(self, name, found[name], width)
+            self._undo.append(self._bind(self.layers[name]))
+        old_layout, old_sizes, old = self._layout, self._group_sizes, self._buffer
+        # one nominal group size orders the bank by name, as a whole-model adapter of one group size is ordered
+        self._layout = Layout({name: (layer.width, 2) for name, layer in self.layers.items()})
+        self._group_sizes = sizes or (2,)
+        self._buffer = torch.empty(self.num_slots + 1, 1 + len(self._group_sizes), self._layout.width, device=self.device)
+        for slot in (IDENTITY, *self._rows.values()):
+            self._buffer[slot] = 0
+            self._buffer[slot, 0] = 1
+            if slot == IDENTITY:
+                continue
+            for name, span in old_layout.spans.items():
+                target = self._layout.spans[name]
+                self._buffer[slot, 0, target] = old[slot, 0, span]
+                for plane, size in enumerate(old_sizes, 1):
+                    self._buffer[slot, 1 + self._group_sizes.index(size), target] = old[slot, plane, span]
+        for name, layer in self.layers.items():
+            layer.bind(self._buffer, self._layout.spans[name].start, self._group_sizes)
+
+
+def _hook(layer: BankLayer) -> Callable[[], None]:
+    return layer.module.register_forward_hook(layer).remove
+
+
+class _Lookup(Mapping):
+    """The bank's registered adapters as the mapping that `compose` reads."""
+
+    def __init__(self, bank: Bank):
+        self._bank = bank
+
+    def __getitem__(self, name: str) -> Adapter:
+        return self._bank.adapter(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bank.names)
+
+    def __len__(self) -> int:
+        return len(self._bank.names)

@@ -1,0 +1,92 @@
+"""`PagedCache`: keys and values in pages of 16 positions, preallocated, shared between requests with the same prefix.
+
+    pages = cache.allocate(3)          # None when the pool is exhausted
+    cache.release(pages)
+
+A request wastes at most one partly filled page, 15 positions, however long it gets. Pages whose content is complete are
+remembered by a key that names the adapter's content and every token up to their end; a later request with the same
+beginning under the same adapter reads them instead of computing them again. Pages nobody uses keep their content
+until they are needed, least recently used first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+PAGE = 16  # positions; kernels.c reads one page's scores as one vector
+
+
+class PagedCache:
+    """A pool of `num_pages` pages for every layer; tensors are made when a layer first stores (its shape is then known)."""
+
+    def __init__(self, num_pages: int, *, device: torch.device):
+        self.num_pages, self.device = num_pages, device
+        self.keys: dict[int, Tensor] = {}  # layer → [pages, kv_heads, head_dim, PAGE], transposed for kernels.c
+        self.values: dict[int, Tensor] = {}  # layer → [pages, kv_heads, PAGE, head_dim]
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_pages))
+        self._users = [0] * num_pages
+        self._page_of: dict[bytes, int] = {}
+        self._key_of: dict[int, bytes] = {}
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def layer(self, index: int, num_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
+        """The key and value pool of one layer, float32."""
+        if index not in self.keys:  # torch.empty: the system commits a page of memory when it is first written
+            self.keys[index] = torch.empty(self.num_pages, num_heads, head_dim, PAGE, device=self.device)
+            self.values[index] = torch.empty(self.num_pages, num_heads, PAGE, head_dim, device=self.device)
+        return self.keys[index], self.values[index]
+
+    def allocate(self, count: int) -> list[int] | None:
+        """`count` pages with one user each, or None (and nothing taken) where there are not enough."""
+        if count > len(self._free):
+            return None
+        pages = [self._free.popitem(last=False)[0] for _ in range(count)]
+        for page in pages:
+            self._users[page] = 1
+            key = self._key_of.pop(page, None)
+            if key is not None:
+                del self._page_of[key]
+        return pages
+
+    def release(self, pages: list[int]) -> None:
+        """Drop one use of each page. The last pages are reused first, so that shared beginnings live longest."""
+        for page in reversed(pages):
+            self._users[page] -= 1
+            assert self._users[page] >= 0, f"page {page} released more often than taken"
+            if self._users[page] == 0:
+                self._free[page] = None
+
+    def lookup(self, keys: list[bytes]) -> list[int]:
+        """Take the longest run of remembered pages from the start of `keys`."""
+        found = []
+        for key in keys:
+            page = self._page_of.get(key)
+            if page is None:
+                break
+            if self._users[page] == 0:
+                del self._free[page]
+            self._users[page] += 1
+            found.append(page)
+        return found
+
+    def remember(self, page: int, key: bytes) -> None:
+        """Offer a complete page to later requests."""
+        if key not in self._page_of and page not in self._key_of:
+            self._page_of[key], self._key_of[page] = page, key
+
+
+def page_keys(adapter_key: str, token_ids: list[int]) -> list[bytes]:
+    """One key for every complete page: a hash of the adapter's content and of all tokens up to the page's end."""
+    keys, digest = [], hashlib.sha256(adapter_key.encode()).digest()
+    for start in range(0, len(token_ids) - PAGE + 1, PAGE):
+        page = torch.tensor(token_ids[start : start + PAGE], dtype=torch.int64).numpy().tobytes()
+        digest = hashlib.sha256(digest + page).digest()
+        keys.append(digest)
+    return keys

@@ -1,0 +1,343 @@
+"""`Engine`: continuous batching over a bank of adapters, for any Hugging Face causal language model.
+
+    engine = Engine.from_pretrained("smollm2", adapters={"formal": "adapters/formal"}, max_batch=8)
+    engine.generate([Request(prompt="Hello", adapter="formal*0.7"), Request(prompt="Hello")])
+
+Requests join and leave between steps. Whoever waits for an answer drives the steps, so several threads may share an
+engine, and none is needed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import queue
+import random
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers.modeling_utils import PreTrainedModel
+
+from .. import models
+from ..adapter import Adapter
+from ..errors import AdapterError, RequestError, RoadkitError
+from . import scheduler as scheduling
+from .bank import Bank, Row
+from .cache import PAGE, PagedCache
+from .request import Chunk, Completion, FinishReason, Request
+from .runner import Runner, Scored
+from .sampler import sample, token_logprobs
+from .scheduler import Scheduler
+from .text import Detokenizer
+
+log = logging.getLogger("roadkit.engine")
+
+
+class Engine:
+    """Answers requests, each with its own adapter, in one batch. Build it with `Engine.from_pretrained`.
+
+    model, tokenizer  a causal language model, which the engine takes over (its weights are packed), and its tokenizer
+    adapters          name → `Adapter` or directory
+    max_batch         requests that run at once; more wait
+    max_waiting       requests that may wait; beyond, `submit` raises `QueueFull`
+    slots             different adapters or compositions resident at once; by default enough for every running request
+    max_context       longest prompt and answer in tokens; by default the model's own limit
+    cache_gib         memory for keys and values, in GiB; allocated as it is first used
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        *,
+        adapters: Mapping[str, Adapter | str | os.PathLike] | None = None,
+        max_batch: int = 8,
+        max_waiting: int = 4096,
+        slots: int | None = None,
+        max_context: int | None = None,
+        cache_gib: float = 1.0,
+    ):
+        if max_batch < 1:
+            raise RequestError(f"max_batch must be at least 1, got {max_batch}")
+        config = model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None) or 1 << 30
+        self.max_context = min(max_context or limit, limit)
+        self.tokenizer = tokenizer
+        self.end_ids = _end_ids(model, tokenizer)
+        cache = PagedCache(_num_pages(config, cache_gib, max_batch, self.max_context), device=model.device)
+        self.runner = Runner(model, cache)
+        self.bank = Bank(model, adapters, slots=slots or max(2 * max_batch, 16), bind=self.runner.bind)
+        self.scheduler = Scheduler(
+            cache, acquire=self._acquire, release=self.bank.release, max_batch=max_batch, max_waiting=max_waiting
+        )
+        self._lock = threading.RLock()
+        self._ids = itertools.count()
+        self._live: dict[int, scheduling.Sequence] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        *,
+        adapters: Mapping[str, Adapter | str | os.PathLike] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        max_batch: int = 8,
+        max_waiting: int = 4096,
+        slots: int | None = None,
+        max_context: int | None = None,
+        cache_gib: float = 1.0,
+    ) -> Engine:
+        """Load a base model (hub id, folder, or bundled name such as `smollm2`) and build an engine on it."""
+        return cls(
+            models.load_causal(name, dtype=dtype, device=device),
+            models.load_tokenizer(name),
+            adapters=adapters,
+            max_batch=max_batch,
+            max_waiting=max_waiting,
+            slots=slots,
+            max_context=max_context,
+            cache_gib=cache_gib,
+        )
+
+    # ---- adapters -----------------------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the registered adapters."""
+        return self.bank.names
+
+    def add_adapter(self, name: str, source: Adapter | str | os.PathLike) -> None:
+        """Register an adapter or a new version of one; running requests keep the version they started with."""
+        with self._lock:
+            self.bank.add(name, source)
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter; running requests that use it finish."""
+        with self._lock:
+            self.bank.remove(name)
+
+    # ---- requests -----------------------------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answer all requests, in their order. One that cannot be served comes back with finish_reason 'error'."""
+        answers: dict[int, Completion] = {}
+        streams: dict[int, Stream] = {}
+        for i, request in enumerate(requests):
+            try:
+                streams[i] = self.submit(request)
+            except RoadkitError as error:
+                answers[i] = Completion(text="", token_ids=[], finish_reason="error", error=str(error))
+        for i, stream in streams.items():
+            answers[i] = stream.result()
+        return [answers[i] for i in range(len(requests))]
+
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        """Answer one request piece by piece; leaving the loop early cancels it."""
+        stream = self.submit(request)
+        try:
+            yield from stream
+        finally:
+            stream.cancel()
+
+    def submit(self, request: Request) -> Stream:
+        """Queue a request. Raises `RequestError`, `ExpressionError` or `QueueFull`; other requests are not touched."""
+        with self._lock:
+            sequence = self._sequence(request)
+            stream = Stream(self, sequence)
+            self.scheduler.submit(sequence)
+            self._live[sequence.id] = sequence
+            return stream
+
+    def step(self) -> bool:
+        """Run one step for everything that is running; False when there is nothing to do."""
+        with self._lock:
+            batch = self.scheduler.next_batch()
+            while self.scheduler.failed:
+                sequence, error = self.scheduler.failed.pop()
+                self._finish(sequence, "error", error=str(error))
+            if not batch:
+                return bool(self.scheduler.running or self.scheduler.waiting)
+            try:
+                scored = self.runner.step(batch, self.bank)
+            except Exception as error:  # the step's requests fail, the engine and the queue live on
+                log.exception("a step failed")
+                for sequence, _ in batch:
+                    self._finish(sequence, "error", error=f"{type(error).__name__}: {error}")
+                return True
+            if scored:
+                self._append(scored)
+            self.scheduler.advance([(sequence, count) for sequence, count in batch if not sequence.finished])
+            return True
+
+    # ---- inside -------------------------------------------------------------------------------------------------
+
+    def _acquire(self, sequence: scheduling.Sequence) -> Row:
+        row = self.bank.acquire(sequence.terms)
+        if self.bank.heads_of(row):
+            self.bank.release(row)
+            names = ", ".join(sorted(self.bank.heads_of(row)))
+            raise AdapterError(f"{sequence.request.adapter!r} brings whole modules ({names}); the engine serves rotations only")
+        return row
+
+    def _sequence(self, request: Request) -> scheduling.Sequence:
+        token_ids = self._encode(request)
+        if not token_ids:
+            raise RequestError("the prompt is empty: it has no tokens")
+        vocab = self.runner.model.config.get_text_config().vocab_size
+        outside = next((token for token in token_ids if not 0 <= token < vocab), None)
+        if outside is not None:
+            raise RequestError(f"token id {outside} is outside the vocabulary of {vocab}")
+        longest = min(self.max_context, self.scheduler.cache.num_pages * PAGE)
+        if len(token_ids) + request.max_tokens > longest:
+            raise RequestError(
+                f"the prompt has {len(token_ids)} tokens and max_tokens is {request.max_tokens}, "
+                f"together at most {longest} fit the context"
+            )
+        end_ids = self.end_ids | frozenset(request.stop_token_ids)
+        return scheduling.Sequence(
+            id=next(self._ids),
+            request=request,
+            terms=self.bank.parse(request.adapter),
+            token_ids=token_ids,
+            num_prompt=len(token_ids),
+            seed=random.getrandbits(63) if request.seed is None else request.seed,
+            end_ids=end_ids,
+            end_ids_tensor=scheduling.end_tensor(end_ids, self.runner.cache.device),
+            detokenizer=Detokenizer(self.tokenizer, request.stop),
+        )
+
+    def _encode(self, request: Request) -> list[int]:
+        if isinstance(request.prompt, str):
+            return list(self.tokenizer(request.prompt)["input_ids"])
+        if request.prompt and isinstance(request.prompt[0], dict):
+            if not getattr(self.tokenizer, "chat_template", None):
+                raise RequestError("the model has no chat template; send the prompt as text")
+            try:
+                text = self.tokenizer.apply_chat_template(request.prompt, add_generation_prompt=True, tokenize=False)
+            except Exception as error:  # jinja's errors: a role or message that the template refuses
+                raise RequestError(f"the model's chat template refuses these messages: {error}") from error
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(request.prompt)  # type: ignore[arg-type]
+
+    def _append(self, scored: list[Scored]) -> None:
+        """Choose and record the next token of every sequence that is through with its tokens."""
+        ready = []
+        for item in scored:
+            if item.prompt is not None:
+                self._record_prompt(item)
+            if item.sequence.remaining == (1 if item.prompt is None else len(item.prompt)) or item.prompt is None:
+                ready.append(item)
+        if not ready:
+            return
+        logits = torch.stack([item.last for item in ready])
+        raw = logits.clone() if any(item.sequence.request.logprobs is not None for item in ready) else logits
+        finite = logits.isfinite().all(dim=-1).tolist()
+        tokens = sample(logits, [item.sequence for item in ready])
+        logprobs = token_logprobs(raw, tokens, [item.sequence.request.logprobs for item in ready])
+        for item, fine, token, logprob in zip(ready, finite, tokens, logprobs, strict=True):
+            sequence = item.sequence
+            if not fine:
+                self._finish(sequence, "error", error="the model's logits are not finite with this adapter")
+                continue
+            self._push(sequence, token, logprob)
+
+    def _push(self, sequence: scheduling.Sequence, token: int, logprob) -> None:
+        request = sequence.request
+        sequence.token_ids.append(token)
+        if logprob is not None:
+            sequence.logprobs.append(logprob)
+        if token in sequence.end_ids and not request.ignore_eos:
+            self._finish(sequence, "stop")
+            return
+        text = sequence.detokenizer.push(token)
+        if sequence.detokenizer.stopped and sequence.num_generated >= request.min_tokens:
+            self._finish(sequence, "stop", text=text)
+        elif sequence.num_generated >= request.max_tokens:
+            self._finish(sequence, "length", text=text)
+        else:
+            sequence.emit(Chunk(text, (token,), () if logprob is None else (logprob,), None))
+
+    def _record_prompt(self, item: Scored) -> None:
+        sequence, logits = item.sequence, item.prompt
+        assert logits is not None
+        first = sequence.num_computed
+        if not sequence.prompt_logprobs:
+            sequence.prompt_logprobs.append(None)  # nothing predicts the first token
+        following = sequence.token_ids[first + 1 : min(first + len(logits), sequence.num_prompt - 1) + 1]
+        counts = [sequence.request.prompt_logprobs] * len(following)
+        sequence.prompt_logprobs += token_logprobs(logits[: len(following)], following, counts)
+
+    def _finish(
+        self, sequence: scheduling.Sequence, reason: FinishReason, *, text: str = "", error: str | None = None
+    ) -> None:
+        if sequence.finished:
+            return
+        sequence.finished = reason
+        text += sequence.detokenizer.finish()
+        self.scheduler.finish(sequence)
+        self._live.pop(sequence.id, None)
+        generated = sequence.token_ids[sequence.num_prompt :]
+        completion = Completion(
+            text=sequence.detokenizer.text,
+            token_ids=generated,
+            finish_reason=reason,
+            logprobs=sequence.logprobs if sequence.request.logprobs is not None else None,
+            prompt_logprobs=sequence.prompt_logprobs if sequence.request.prompt_logprobs is not None else None,
+            prompt_tokens=sequence.num_prompt,
+            cached_tokens=sequence.num_cached,
+            error=error,
+        )
+        sequence.emit(Chunk(text, generated[-1:], sequence.logprobs[-1:], completion))
+
+
+class Stream:
+    """A submitted request: iterate over its chunks, wait for its `result`, or `cancel` it."""
+
+    def __init__(self, engine: Engine, sequence: scheduling.Sequence):
+        self._engine, self._sequence = engine, sequence
+        self._chunks: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
+        sequence.emit = self._chunks.put
+
+    def __iter__(self) -> Iterator[Chunk]:
+        while True:
+            while self._chunks.empty():
+                self._engine.step()
+            chunk = self._chunks.get()
+            yield chunk
+            if chunk.completion is not None:
+                return
+
+    def result(self) -> Completion:
+        """Wait for the whole answer."""
+        for chunk in self:
+            if chunk.completion is not None:
+                return chunk.completion
+        raise AssertionError("a stream ended without its completion")
+
+    def cancel(self) -> None:
+        """Stop the request now; its row and pages are free for the next step. No effect once it has finished."""
+        with self._engine._lock:
+            self._engine._finish(self._sequence, "cancelled")
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
+    found: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found |= set(ids) if isinstance(ids, (list, tuple)) else {ids} if ids is not None else set()
+    return frozenset(found)
+
+
+def _num_pages(config: Any, cache_gib: float, max_batch: int, max_context: int) -> int:
+    """Pages that fit the memory, or that every request could ever fill, whichever is less."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    page_bytes = 2 * PAGE * heads * head_dim * 4 * config.num_hidden_layers
+    fitting = int(cache_gib * 2**30) // page_bytes
+    if fitting < 1:
+        raise RequestError(f"cache_gib {cache_gib:g} holds no page: one needs {page_bytes} bytes")
+    return min(fitting, max_batch * -(-max_context // PAGE))

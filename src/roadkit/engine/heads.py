@@ -1,0 +1,102 @@
+"""`HeadBank`: rows of a mixed batch that each use their own head (PEFT's `modules_to_save`).
+
+While rows with heads are active, a hook on each head module runs it once for every distinct head among the rows. Heads
+of different sizes give outputs that cannot share a tensor: the model's output then holds a list, one entry a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Heads = Mapping[str, Mapping[str, Tensor]]
+
+
+class HeadBank:
+    """Places one hook on every head module it is told of, and one on the model that splits uneven outputs."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self._hooks: dict[str, list] = {}
+        self._rows: Sequence[Heads] = ()
+        self._widths: list[int] | None = None  # per row, where they differ
+
+    def prepare(self, heads: Heads) -> None:
+        """Hook the modules that `heads` replaces."""
+        for name in heads:
+            if name not in self._hooks:
+                module = self.model.get_submodule(name)
+                self._hooks[name] = [module.register_forward_hook(self._hook(name), with_kwargs=True)]
+        if heads and "" not in self._hooks:
+            self._hooks[""] = [self.model.register_forward_hook(self._split)]
+
+    @contextmanager
+    def active(self, rows: Sequence[Heads]) -> Iterator[None]:
+        """Use `rows[i]` for sample i inside the block; {} keeps the model's own head."""
+        previous = self._rows
+        self._rows = rows if any(rows) else ()
+        try:
+            yield
+        finally:
+            self._rows, self._widths = previous, None
+
+    def close(self) -> None:
+        for handles in self._hooks.values():
+            for handle in handles:
+                handle.remove()
+        self._hooks.clear()
+
+    def _hook(self, name: str):
+        def run(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+            if not self._rows:
+                return output
+            groups: dict[int, list[int]] = {}
+            for i, heads in enumerate(self._rows):
+                groups.setdefault(id(heads.get(name)), []).append(i)
+            rows: list[Tensor] = list(output.unbind(0))
+            for indices in groups.values():
+                own = self._rows[indices[0]].get(name)
+                if own is None:
+                    continue
+                index = torch.tensor(indices, device=output.device)
+                part = _take(args, index, len(self._rows)), _take(kwargs, index, len(self._rows))
+                weights = {key: tensor.to(output.device, output.dtype) for key, tensor in own.items()}
+                result = _without_hooks(module, weights, *part)
+                for i, row in zip(indices, result.unbind(0), strict=True):
+                    rows[i] = row
+            widths = [row.shape[-1] for row in rows]
+            if len(set(widths)) > 1:  # pad to go through the rest of the model; `_split` cuts the padding off
+                self._widths = widths
+                rows = [nn.functional.pad(row, (0, max(widths) - row.shape[-1])) for row in rows]
+            return torch.stack(rows)
+
+        return run
+
+    def _split(self, model: nn.Module, args: tuple, output):
+        if self._widths is None:
+            return output
+        widths, self._widths = self._widths, None
+        output.logits = [row[..., :width] for row, width in zip(output.logits.unbind(0), widths, strict=True)]
+        return output
+
+
+def _without_hooks(module: nn.Module, weights: dict[str, Tensor], args: tuple, kwargs: dict) -> Tensor:
+    """The module with other weights, its own forward hooks (ours among them) left out."""
+    hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
+    try:
+        return functional_call(module, weights, args, kwargs)
+    finally:
+        module._forward_hooks = hooks
+
+
+def _take(values, index: Tensor, batch: int):
+    """The samples `index` of every tensor argument that has the batch as its first dimension."""
+
+    def pick(value):
+        return value[index] if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch else value
+
+    return {key: pick(value) for key, value in values.items()} if isinstance(values, dict) else tuple(map(pick, values))

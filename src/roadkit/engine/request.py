@@ -1,0 +1,110 @@
+"""What a caller asks for and what comes back.
+
+    Request(prompt="Hello", adapter="formal*0.7", max_tokens=64, temperature=0.8, seed=1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import RequestError, nearest
+
+Message = dict[str, Any]
+
+
+class Request(BaseModel):
+    """One generation request. Raises `RequestError` naming the field, the value and the mend.
+
+    prompt               text, chat messages ([{"role": …, "content": …}], rendered by the model's template), or token ids
+    adapter              an expression over the engine's adapters; None is the base model
+    max_tokens           how many tokens to generate at most
+    temperature          0 is greedy
+    top_k, top_p, min_p  keep the k most likely tokens; the smallest set of mass p; tokens above min_p × the likeliest
+    repetition_penalty   divides (multiplies, if negative) the logits of tokens seen so far (transformers' convention)
+    no_repeat_ngram_size no n tokens in a row occur twice
+    seed                 the random numbers depend on the seed and the position alone; None draws a seed
+    stop                 strings that end the text (left out of it); stop_token_ids likewise for tokens
+    logprobs             how many alternatives to report beside each chosen token; None reports nothing
+    prompt_logprobs      the same for the prompt's tokens
+    min_tokens           tokens to generate before an end of sequence counts; ignore_eos lets none count
+    json_schema          constrain the text to this JSON schema ({} is any JSON)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str | list[Message] | list[int]
+    adapter: str | None = None
+    max_tokens: int = Field(64, ge=1)
+    temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False)
+    top_k: int | None = Field(None, ge=1)
+    top_p: float = Field(1.0, gt=0, le=1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, allow_inf_nan=False)
+    no_repeat_ngram_size: int = Field(0, ge=0)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = Field(None, ge=0, le=100)
+    prompt_logprobs: int | None = Field(None, ge=0, le=100)
+    min_tokens: int = Field(0, ge=0)
+    ignore_eos: bool = False
+    json_schema: dict[str, Any] | None = None
+
+    def __init__(self, **values: Any) -> None:
+        if isinstance(values.get("stop"), str):
+            values["stop"] = (values["stop"],)
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise RequestError("; ".join(map(_explain, error.errors()))) from None
+        if "" in self.stop:
+            raise RequestError("stop: an empty string would stop every text at once; leave it out")
+        if self.min_tokens > self.max_tokens:
+            raise RequestError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")
+
+
+def _explain(problem: Any) -> str:
+    field = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("list[", "str")))
+    if problem["type"] == "extra_forbidden":
+        return f"unknown field {field!r}{nearest(field, Request.model_fields)}"
+    if problem["type"] == "missing":
+        return f"{field} is missing"
+    return f"{field}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {str(problem['input'])[:80]!r}"
+
+
+class TokenLogprob(NamedTuple):
+    """A token's log-probability (natural, of the model's own distribution) and the likeliest alternatives."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+class Completion(BaseModel):
+    """The answer to one request. With finish_reason 'error', `error` says why and the text is what there was."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    error: str | None = None
+
+
+class Chunk(NamedTuple):
+    """A piece of a streamed answer; `completion` is set on the last one."""
+
+    text: str
+    token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprob]
+    completion: Completion | None

@@ -1,0 +1,103 @@
+"""`Runner`: one forward pass over the tokens of many requests, each with its own adapter.
+
+    scored = runner.step([(sequence, count), …], bank)      # logits of those whose tokens are all computed
+
+All tokens lie end to end in one row [1, tokens]; linear layers and rotations see tokens only, attention goes through the
+paged cache. On the CPU the linear layers are packed for the fused kernel, rotation included.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.modeling_utils import PreTrainedModel
+
+from .attention import Span, install
+from .bank import IDENTITY, Bank, BankLayer
+from .cache import PagedCache
+from .packed import pack
+from .scheduler import Sequence
+
+log = logging.getLogger("roadkit.engine")
+
+
+class Scored(NamedTuple):
+    """Logits of one sequence after a step: of its last token, and of its prompt tokens where they were asked for."""
+
+    sequence: Sequence
+    last: Tensor  # [vocab] float32
+    prompt: Tensor | None  # [count, vocab] float32
+
+
+class Runner:
+    """Owns the model: packs it, routes its attention through the cache, runs steps.
+
+    The model is changed for good (its linear weights are packed where the fused kernel exists).
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: PagedCache):
+        self.model, self.cache = model.eval(), cache
+        self.attention = install(model, cache)
+        self.packed = pack(model) if cache.device.type == "cpu" else {}
+        log.info("%d of the model's linear layers are packed for the fused kernel", len(self.packed))
+
+    def bind(self, layer: BankLayer) -> Callable[[], None]:
+        """Let the bank rotate a layer: inside the fused kernel where it is packed, by a forward hook elsewhere."""
+        packed = self.packed.get(layer.module)
+        if packed is None:
+            return layer.module.register_forward_hook(layer).remove
+        packed.layer = layer
+        return lambda: setattr(packed, "layer", None)
+
+    @torch.inference_mode()
+    def step(self, batch: list[tuple[Sequence, int]], bank: Bank) -> list[Scored]:
+        """Run `count` tokens of each sequence; logits of those that have no tokens left to compute."""
+        ids: list[int] = []
+        positions: list[int] = []
+        rows: list[int] = []
+        spans: list[Span] = []
+        wanted: list[int] = []  # rows of the logits
+        for sequence, count in batch:
+            assert sequence.row is not None
+            context = sequence.num_computed
+            spans.append(Span(len(ids), count, context, sequence.pages))
+            if sequence.request.prompt_logprobs is not None and context < sequence.num_prompt:
+                wanted += range(len(ids), len(ids) + count)
+            elif count == sequence.remaining:
+                wanted.append(len(ids) + count - 1)
+            ids += sequence.token_ids[context : context + count]
+            positions += range(context, context + count)
+            rows += [sequence.row.slot] * count
+        self.attention.begin(spans)
+        device = self.cache.device
+        bank.current = torch.tensor([rows], device=device) if any(row != IDENTITY for row in rows) else None
+        try:
+            logits = self.model(
+                input_ids=torch.tensor([ids], device=device),
+                position_ids=torch.tensor([positions], device=device),
+                use_cache=False,
+                logits_to_keep=torch.tensor(wanted, device=device),
+            ).logits[0].float()  # fmt: skip
+        finally:
+            bank.current = None
+        return self._split(batch, logits) if wanted else []
+
+    def _split(self, batch: list[tuple[Sequence, int]], logits: Tensor) -> list[Scored]:
+        scored, offset = [], 0
+        for sequence, count in batch:
+            prompt = None
+            if sequence.request.prompt_logprobs is not None and sequence.num_computed < sequence.num_prompt:
+                prompt = logits[offset : offset + count]
+                offset += count
+                last = prompt[-1]
+            elif count == sequence.remaining:
+                last = logits[offset]
+                offset += 1
+            else:
+                continue
+            scored.append(Scored(sequence, last, prompt))
+        return scored

@@ -1,0 +1,103 @@
+"""Choosing the next token of many requests at once, each by its own settings.
+
+    tokens, logprobs = sample(logits, sequences)      # logits [n, vocab] float32
+
+The order of the steps is transformers': repetition penalty, n-grams, minimum length, temperature, top-k, top-p, min-p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .request import TokenLogprob
+
+if TYPE_CHECKING:
+    from .scheduler import Sequence
+
+_NEGATIVE = float("-inf")
+
+
+def sample(logits: Tensor, sequences: Many[Sequence]) -> list[int]:
+    """One token for each row of logits [n, vocab]; changes logits in place."""
+    _penalise(logits, sequences)
+    greedy = logits.argmax(dim=-1)
+    drawn = [i for i, sequence in enumerate(sequences) if sequence.request.temperature > 0]
+    if drawn:
+        index = torch.tensor(drawn, device=logits.device)
+        greedy[index] = _draw(logits[index], [sequences[i] for i in drawn])
+    return greedy.tolist()
+
+
+def token_logprobs(logits: Tensor, token_ids: Many[int], counts: Many[int | None]) -> list[TokenLogprob | None]:
+    """Log-probabilities of the chosen tokens under logits [n, vocab], with `counts[i]` alternatives; None skips a row."""
+    wanted = [i for i, count in enumerate(counts) if count is not None]
+    results: list[TokenLogprob | None] = [None] * len(token_ids)
+    if not wanted:
+        return results
+    table = logits[torch.tensor(wanted, device=logits.device)].float().log_softmax(dim=-1)
+    for row, i in zip(table, wanted, strict=True):
+        top = row.topk(counts[i] or 0)
+        pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        results[i] = TokenLogprob(token_ids[i], float(row[token_ids[i]]), pairs)
+    return results
+
+
+def _penalise(logits: Tensor, sequences: Many[Sequence]) -> None:
+    for row, sequence in zip(logits, sequences, strict=True):
+        request = sequence.request
+        if request.repetition_penalty != 1:
+            seen = torch.tensor(sorted(set(sequence.token_ids)), device=row.device)
+            scores = row[seen]
+            row[seen] = torch.where(scores < 0, scores * request.repetition_penalty, scores / request.repetition_penalty)
+        if request.no_repeat_ngram_size:
+            banned = _repeats(sequence.token_ids, request.no_repeat_ngram_size)
+            row[torch.tensor(banned, dtype=torch.int64, device=row.device)] = _NEGATIVE
+        if sequence.num_generated < request.min_tokens or request.ignore_eos:
+            row[sequence.end_ids_tensor] = _NEGATIVE
+        if sequence.grammar is not None:
+            sequence.grammar.mask(row)
+
+
+def _repeats(token_ids: list[int], size: int) -> list[int]:
+    """Tokens that would complete an n-gram of `size` seen before."""
+    if len(token_ids) < size:
+        return []
+    prefix = token_ids[len(token_ids) - size + 1 :]
+    starts = range(len(token_ids) - size + 1)
+    return [token_ids[i + size - 1] for i in starts if token_ids[i : i + size - 1] == prefix]
+
+
+def _draw(logits: Tensor, sequences: Many[Sequence]) -> Tensor:
+    """Sample by inverting the cumulative distribution over tokens sorted by likelihood."""
+    device = logits.device
+    temperature = torch.tensor([sequence.request.temperature for sequence in sequences], device=device)
+    probabilities, order = (logits / temperature.unsqueeze(1)).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    vocab = probabilities.shape[1]
+    top_k = torch.tensor([sequence.request.top_k or vocab for sequence in sequences], device=device).unsqueeze(1)
+    top_p = torch.tensor([sequence.request.top_p for sequence in sequences], device=device).unsqueeze(1)
+    min_p = torch.tensor([sequence.request.min_p for sequence in sequences], device=device).unsqueeze(1)
+    probabilities = probabilities.masked_fill(torch.arange(vocab, device=device) >= top_k, 0)
+    probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    probabilities = probabilities.masked_fill((before >= top_p) & (top_p < 1), 0)  # the first token always stays
+    probabilities = probabilities.masked_fill(probabilities < min_p * probabilities[:, :1], 0)
+    cumulative = probabilities.double().cumsum(dim=-1)
+    uniform = torch.tensor([_uniform(sequence.seed, sequence.num_generated) for sequence in sequences], device=device)
+    target = (uniform.double() * cumulative[:, -1]).unsqueeze(1)
+    index = torch.searchsorted(cumulative, target, right=True).clamp_max_(vocab - 1)
+    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1  # rounding must not choose a token of probability 0
+    return order.gather(1, torch.minimum(index, last)).squeeze(1)
+
+
+def _uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that depends on the seed and the position alone (SplitMix64)."""
+    mask = (1 << 64) - 1
+    state = (seed * 0x9E3779B97F4A7C15 + (position + 1) * 0xBF58476D1CE4E5B9) & mask
+    for multiplier in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
+        state = ((state ^ (state >> 30)) * multiplier) & mask
+        state ^= state >> 31
+    return (state >> 11) / (1 << 53)

@@ -1,0 +1,206 @@
+"""Which requests run in the next step, and on how many of their tokens.
+
+    batch = scheduler.next_batch()         # [(sequence, number of tokens to compute)]
+    scheduler.advance(batch)               # after the runner has computed them
+
+Every running request that generates gets one token a step. Prompts are computed in chunks beside them, first come first
+served, so that a long prompt does not stall the others. A request starts when there is room in the batch, pages for its
+prompt and a bank row for its adapter; when pages run out, the youngest request gives its own back and starts over later.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import RequestError, RoadkitError
+from ..expression import Term
+from .bank import BankFull, Row
+from .cache import PAGE, PagedCache, page_keys
+from .request import Chunk, FinishReason, Request, TokenLogprob
+
+
+class QueueFull(RequestError):
+    """The queue has reached its bound; try again later."""
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request on its way: its tokens so far, its pages, its bank row."""
+
+    id: int
+    request: Request
+    terms: tuple[Term, ...]
+    token_ids: list[int]  # prompt, then generated
+    num_prompt: int
+    seed: int
+    end_ids: frozenset[int]
+    end_ids_tensor: Tensor
+    detokenizer: Any = None
+    grammar: Any = None
+    emit: Callable[[Chunk], None] = lambda chunk: None
+    row: Row | None = None
+    pages: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    num_computed: int = 0
+    num_cached: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    finished: FinishReason | None = None
+    skipped: int = 0
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - self.num_prompt
+
+    @property
+    def remaining(self) -> int:
+        """Tokens not yet computed: the rest of the prompt, or the one just generated."""
+        return len(self.token_ids) - self.num_computed
+
+
+class Scheduler:
+    """Waiting, running and finished requests.
+
+    acquire, release   take and give back a bank row: `acquire(sequence)` may raise `BankFull`
+    max_batch          requests that run at once
+    max_waiting        requests that may wait; beyond, `submit` raises `QueueFull`
+    chunk              prompt tokens in a step beside generating requests; alone, `burst` of them
+    """
+
+    max_skips = 64  # steps that others may pass a request which waits for a bank row
+
+    def __init__(
+        self,
+        cache: PagedCache,
+        *,
+        acquire: Callable[[Sequence], Row],
+        release: Callable[[Row], None],
+        max_batch: int = 8,
+        max_waiting: int = 4096,
+        chunk: int = 128,
+        burst: int = 512,
+    ):
+        self.cache, self.acquire, self.release = cache, acquire, release
+        self.max_batch, self.max_waiting, self.chunk, self.burst = max_batch, max_waiting, chunk, burst
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.failed: list[tuple[Sequence, RoadkitError]] = []
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a request. Raises `QueueFull`."""
+        if len(self.waiting) >= self.max_waiting:
+            raise QueueFull(f"{len(self.waiting)} requests are waiting, at most {self.max_waiting} may; try again later")
+        self.waiting.append(sequence)
+
+    def next_batch(self) -> list[tuple[Sequence, int]]:
+        """The sequences of the next step with how many tokens of each to compute; [] when there is nothing to do."""
+        self._admit()
+        batch: list[tuple[Sequence, int]] = []
+        for sequence in list(self.running):
+            if sequence.remaining == 1 and sequence in self.running and self._ensure_pages(sequence, 1):
+                batch.append((sequence, 1))
+        batch = [item for item in batch if item[0] in self.running]
+        budget = self.chunk if batch else self.burst
+        for sequence in list(self.running):
+            if sequence.remaining > 1 and budget > 0:
+                count = min(sequence.remaining, budget)
+                if self._ensure_pages(sequence, count, preempt=False):
+                    batch.append((sequence, count))
+                    budget -= count
+        return batch
+
+    def advance(self, batch: list[tuple[Sequence, int]]) -> None:
+        """Count computed tokens, and offer completed pages to requests with the same beginning."""
+        for sequence, count in batch:
+            before, sequence.num_computed = sequence.num_computed // PAGE, sequence.num_computed + count
+            after = sequence.num_computed // PAGE
+            if after > before:
+                if len(sequence.keys) < after:
+                    assert sequence.row is not None
+                    sequence.keys = page_keys(sequence.row.key, sequence.token_ids[: after * PAGE])
+                for index in range(before, after):
+                    self.cache.remember(sequence.pages[index], sequence.keys[index])
+
+    def finish(self, sequence: Sequence) -> None:
+        """Give back everything a request holds, wherever it is."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self._give_back(sequence)
+
+    # ---- inside -------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        for sequence in list(itertools.islice(self.waiting, 4 * self.max_batch)):
+            if len(self.running) >= self.max_batch:
+                return
+            try:
+                row = self.acquire(sequence)
+            except BankFull:
+                sequence.skipped += 1
+                if sequence.skipped > self.max_skips:
+                    return  # let the running ones finish before anyone passes again
+                continue
+            except RoadkitError as error:  # an adapter that cannot be read or composed: this request's trouble alone
+                self.waiting.remove(sequence)
+                self.failed.append((sequence, error))
+                continue
+            if not self._take_prefix(sequence, row):
+                self.release(row)
+                return
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
+
+    def _take_prefix(self, sequence: Sequence, row: Row) -> bool:
+        """Pages for the whole prompt, as many as possible from requests with the same beginning."""
+        sequence.keys = page_keys(row.key, sequence.token_ids)
+        shareable = 0 if sequence.request.prompt_logprobs is not None else (len(sequence.token_ids) - 1) // PAGE
+        shared = self.cache.lookup(sequence.keys[:shareable])
+        fresh = self.cache.allocate(-(-len(sequence.token_ids) // PAGE) - len(shared))
+        if fresh is None:
+            self.cache.release(shared)
+            return False
+        sequence.row, sequence.pages = row, shared + fresh
+        sequence.num_computed = sequence.num_cached = len(shared) * PAGE
+        return True
+
+    def _ensure_pages(self, sequence: Sequence, count: int, *, preempt: bool = True) -> bool:
+        needed = -(-(sequence.num_computed + count) // PAGE) - len(sequence.pages)
+        while needed > 0:
+            fresh = self.cache.allocate(needed)
+            if fresh is not None:
+                sequence.pages += fresh
+                return True
+            if not preempt:
+                return False
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._give_back(sequence)
+        sequence.num_computed = 0
+        self.waiting.appendleft(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self.cache.release(sequence.pages)
+        sequence.pages, sequence.keys = [], []
+        if sequence.row is not None:
+            self.release(sequence.row)
+            sequence.row = None
+
+
+def end_tensor(end_ids: frozenset[int], device: torch.device) -> Tensor:
+    """The end tokens as an index, for masking."""
+    return torch.tensor(sorted(end_ids), dtype=torch.int64, device=device)

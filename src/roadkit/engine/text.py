@@ -1,0 +1,53 @@
+"""Text out of tokens: incremental detokenisation, and the strings at which an answer stops.
+
+    detokenizer = Detokenizer(tokenizer, stop=("\n\n",))
+    new = detokenizer.push(token_id)      # text that can be shown now; detokenizer.stopped tells when to end
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+
+class Detokenizer:
+    """Turns generated tokens into text as they come. Holds back what could be the beginning of a stop string."""
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()):
+        self._tokenizer, self._stop = tokenizer, stop
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._token_ids: list[int] = []
+        self._pending = ""
+        self.text = ""
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        """Add a token; returns the text that became certain."""
+        self._token_ids.append(token_id)
+        self._pending += self._stream.step(self._tokenizer._tokenizer, token_id) or ""
+        found = [at for at in (self._pending.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            return self._emit(min(found))
+        held = max((_overlap(self._pending, stop) for stop in self._stop), default=0)
+        return self._emit(len(self._pending) - held)
+
+    def finish(self) -> str:
+        """The text still held back, with what an incomplete last character decodes to."""
+        if self.stopped:
+            return ""
+        whole = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
+        if whole.startswith(self.text + self._pending):
+            self._pending = whole[len(self.text) :]
+        return self._emit(len(self._pending))
+
+    def _emit(self, count: int) -> str:
+        new, self._pending = self._pending[:count], self._pending[count:]
+        self.text += new
+        return new
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

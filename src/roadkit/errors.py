@@ -1,0 +1,49 @@
+"""What can go wrong for a user, each a `ValueError` that names what was wrong, both values and the mend.
+
+    try: engine.generate(requests)
+    except roadkit.RoadkitError as error: print(error)
+"""
+
+
+class RoadkitError(ValueError):
+    """Base of every error that roadkit raises for a user's mistake."""
+
+
+class AdapterError(RoadkitError):
+    """A file, tensor or configuration is no valid adapter, or does not fit the model or another adapter."""
+
+
+class AlgebraError(RoadkitError):
+    """A product, inverse or power that does not exist. `pair` numbers the offending pair, where there is one."""
+
+    def __init__(self, message: str, *, pair: int | None = None):
+        super().__init__(message)
+        self.pair = pair
+
+
+class ExpressionError(RoadkitError):
+    """A malformed adapter expression, or a name that nobody registered. `position` counts characters from 0."""
+
+    def __init__(self, message: str, *, position: int = 0):
+        super().__init__(message)
+        self.position = position
+
+
+class ModelError(RoadkitError):
+    """A base model that cannot be found or used, or a layer that cannot be adapted."""
+
+
+class RequestError(RoadkitError):
+    """A generation request that cannot be served as written; other requests go on."""
+
+
+class RecipeError(RoadkitError):
+    """A training recipe or data file that cannot be used as written."""
+
+
+def nearest(name: str, known) -> str:
+    """`"; did you mean 'german'?"` for the closest of `known`, or an empty string."""
+    import difflib
+
+    match = difflib.get_close_matches(name, [str(item) for item in known], n=1, cutoff=0.6)
+    return f"; did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,91 @@
+"""Where roadkit keeps files, and how it writes them: to a temporary name, flushed, then renamed.
+
+    write_atomic(path, data)                    # one file: the old or the new content, never half of either
+    with replaced_directory(path) as folder:    # a whole directory, the same way
+        ...
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """`$ROADKIT_CACHE`, or `roadkit` in `$XDG_CACHE_HOME` (default `~/.cache`). Safe to delete at any time."""
+    root = os.environ.get("ROADKIT_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "roadkit"
+
+
+def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
+    """Write one file so that a reader, or a crash, meets the old content or the new, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """`write_atomic` of indented JSON."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def replaced_directory(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield an empty temporary directory that takes the place of `path` when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as opened:
+                    os.fsync(opened.fileno())
+        _sync_directory(temporary)
+        if not path.exists():
+            os.rename(temporary, path)
+        elif not _exchange(temporary, path):  # a kernel without RENAME_EXCHANGE: two renames, briefly no directory
+            old = temporary.with_suffix(".old")
+            os.rename(path, old)
+            os.rename(temporary, path)
+            temporary = old
+        _sync_directory(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step (Linux renameat2); False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    at_fdcwd, rename_exchange = -100, 2
+    return renameat2 is not None and (
+        renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0
+    )
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

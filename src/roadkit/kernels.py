@@ -1,0 +1,162 @@
+"""`rotate_rows`: every row of a batch rotated by its own adapter, z[i] = R[row[i]] h[i].
+
+    z = rotate_rows(h, rows, a, b, group_size=64)     # h [8, 576], rows [8], a and b [slots, 576]
+
+Four back ends compute the same: the loop (`rotate_rows_loop`, the definition), plain torch, the fused C kernel for
+the CPU (`kernels.c`) and Triton for CUDA (`triton_kernels.py`). One is chosen per device type, once, and logged.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import math
+
+import torch
+from torch import Tensor
+
+from . import native
+from .errors import AdapterError
+from .rotation import check_group_size, rotate, swap
+
+log = logging.getLogger("roadkit.kernels")
+
+_SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+_PARALLEL_FROM = 32768  # elements; below, waking a second thread costs more than it saves
+
+
+def rotate_rows(
+    h: Tensor, rows: Tensor, a: Tensor, b: Tensor, group_size: int | tuple[int, ...], out: Tensor | None = None
+) -> Tensor:
+    """`z[i] = a[row[i]] ⊙ h[i] + Σ_g b_g[row[i]] ⊙ swap_g(h[i])`, the paper's element-wise batching (§3.2, eq. 4).
+
+    h           [..., d], any float dtype; computed in float32, returned in h's dtype
+    rows        [...] int, the slot of each row; its shape may stop early: [batch] serves h [batch, tokens, d]
+    a           [slots, d] float32
+    b           [slots, d] float32, or [sizes, slots, d] with a tuple of group sizes
+    group_size  pairing of b, or one size for each plane of b
+    out         where to write, contiguous; may be h itself
+
+    Raises `AdapterError` for shapes that do not fit and, on the CPU, rows that name no slot (on CUDA, where looking
+    would stall the stream, they give NaN). A differentiable h takes the torch path; to train angles use
+    `roadkit.autograd`.
+    """
+    sizes = group_size if isinstance(group_size, tuple) else (group_size,)
+    _check(h.shape, rows.shape, a.shape, b.shape, sizes)
+    plain = torch.compiler.is_compiling() or (h.requires_grad and torch.is_grad_enabled())
+    chosen = "torch" if plain else backend(h.device.type)
+    if chosen == "native" and h.dtype in _SUFFIX:
+        return _rotate_native(h, rows, a, b, sizes, out)
+    planes = b if b.dim() == 3 else b.unsqueeze(0)
+    if chosen == "triton" and h.dtype in _SUFFIX:
+        from . import triton_kernels
+
+        flat = out.view(-1, h.shape[-1]) if out is not None else None
+        z = triton_kernels.rotate_rows(h.reshape(-1, h.shape[-1]), _flat_rows(rows, h), a, planes, sizes, flat)
+        return z.view(h.shape)
+    z = rotate_rows_torch(h, rows, a, planes, sizes)
+    return z if out is None else out.copy_(z)
+
+
+def rotate_rows_torch(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, group_sizes: tuple[int, ...]) -> Tensor:
+    """The same in plain torch: one gather a plane, multiply, add. b [sizes, slots, d]. Compilers fuse it."""
+    wide = h if h.dtype == torch.float64 else h.float()
+    rows = rows.view(*rows.shape, *[1] * (h.dim() - 1 - rows.dim()))
+    z = a[rows] * wide
+    for plane, size in zip(b, group_sizes, strict=True):
+        z = z + plane[rows] * swap(wide, size)
+    return z.to(h.dtype)
+
+
+def rotate_rows_loop(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, group_sizes: tuple[int, ...]) -> Tensor:
+    """The definition, one row at a time; what every back end is tested against."""
+    flat, z = h.reshape(-1, h.shape[-1]), torch.empty_like(h).reshape(-1, h.shape[-1])
+    for i, slot in enumerate(_flat_rows(rows, h).tolist()):
+        row = rotate(flat[i].float(), a[slot], b[0][slot], group_sizes[0])
+        for plane, size in zip(b[1:], group_sizes[1:], strict=True):
+            row = row + plane[slot] * swap(flat[i].float(), size)
+        z[i] = row.to(h.dtype)
+    return z.view(h.shape)
+
+
+@functools.cache
+def backend(device_type: str) -> str:
+    """'native', 'triton' or 'torch': what serves tensors on this device type. Chosen once, logged once."""
+    chosen = "torch"
+    if device_type == "cpu" and native.load() is not None:
+        chosen = "native"
+    elif device_type == "cuda" and _has_triton():
+        chosen = "triton"
+    log.info("rotate_rows on %s: %s", device_type, chosen)
+    return chosen
+
+
+def _has_triton() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("triton") is not None
+
+
+def native_rotations(a: Tensor, b: Tensor, group_sizes: tuple[int, ...]) -> native.Rotations:
+    """What `kernels.c` reads of a [slots, d] and b [slots, d] or [sizes, slots, d]; the caller keeps both alive."""
+    if a.dtype != torch.float32 or b.dtype != torch.float32 or a.stride(-1) != 1 or b.stride(-1) != 1:
+        raise AdapterError(f"a and b must be float32 and contiguous along d, got {a.dtype} and {b.dtype}")
+    sizes, unit = _native_sizes(group_sizes)
+    plane = b.stride(0) if b.dim() == 3 else 0
+    return native.Rotations(
+        a.data_ptr(), b.data_ptr(), a.stride(0), b.stride(-2), plane, sizes, len(group_sizes), unit, a.shape[0]
+    )
+
+
+@functools.cache
+def _native_sizes(group_sizes: tuple[int, ...]) -> tuple[int, int]:
+    array = (ctypes.c_int64 * len(group_sizes))(*group_sizes)
+    _kept.append(array)
+    return ctypes.addressof(array), math.lcm(*group_sizes)
+
+
+_kept: list = []  # the arrays that `_native_sizes` hands out addresses of
+
+
+def _rotate_native(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, sizes: tuple[int, ...], out: Tensor | None) -> Tensor:
+    source = h if h.is_contiguous() else h.contiguous()
+    z = torch.empty_like(source) if out is None else out
+    if rows.dim() != h.dim() - 1 or rows.dtype != torch.int64 or not rows.is_contiguous():
+        rows = _flat_rows(rows, h).long()
+    d, size = h.shape[-1], h.numel()
+    threads = torch.get_num_threads() if size >= _PARALLEL_FROM else 1
+    call = _native_call(h.dtype)
+    rotations = native_rotations(a, b, sizes)
+    bad = call(source.data_ptr(), z.data_ptr(), rows.data_ptr(), size // d, d, d, rotations, threads)
+    if bad:
+        raise _no_such_slot(int(rows.reshape(-1)[bad - 1]), a.shape[0])
+    return z
+
+
+@functools.cache
+def _native_call(dtype: torch.dtype):
+    return getattr(native.load(), "rk_rotate_" + _SUFFIX[dtype])
+
+
+def _flat_rows(rows: Tensor, h: Tensor) -> Tensor:
+    """rows, spread over the leading dimensions of h that it leaves out: [n] contiguous."""
+    return rows.view(*rows.shape, *[1] * (h.dim() - 1 - rows.dim())).expand(h.shape[:-1]).reshape(-1).contiguous()
+
+
+@functools.lru_cache(maxsize=4096)
+def _check(h: torch.Size, rows: torch.Size, a: torch.Size, b: torch.Size, sizes: tuple[int, ...]) -> None:
+    d = h[-1]
+    if rows != h[: len(rows)] or len(rows) >= len(h):
+        raise AdapterError(f"rows {list(rows)} must be the leading shape of h {list(h)}")
+    if len(a) != 2 or a[1] != d or b not in (((len(sizes), *a)), a if len(sizes) == 1 else None):
+        raise AdapterError(
+            f"h is {d} wide with {len(sizes)} group sizes: a must be [slots, {d}] and b [{len(sizes)}, slots, {d}], "
+            f"got {list(a)} and {list(b)}"
+        )
+    for size in sizes:
+        check_group_size(d, size, "rotate_rows")
+
+
+def _no_such_slot(slot: int, num_slots: int) -> AdapterError:
+    return AdapterError(f"row names slot {slot}, but there are {num_slots} slots (0 to {num_slots - 1})")

@@ -1,0 +1,251 @@
+"""roadkit's trainable layer, plugged into PEFT: the same `RoadConfig`, the same files, a cheaper layer.
+
+    enable_peft()
+    model = get_peft_model(model, RoadConfig(variant="road_1", target_modules="all-linear"))
+
+Everything that builds adapters through PEFT (`PeftModel.from_pretrained`, `inject_adapter_in_model`, TRL's
+`peft_config=`) then builds this layer. It rotates outputs and never reads the base weights, so they may be quantised;
+merging writes them, and is refused there. Merging computes in float32 and rounds once: unmerging 16-bit weights is
+therefore right to one rounding of the storage, not bit for bit (`roadkit.merge` keeps the originals for that).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from peft import PeftType, RoadConfig
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.road import RoadLayer, RoadModel
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from .autograd import rotate_trainable
+from .errors import AdapterError, ModelError
+from .kernels import rotate_rows, rotate_rows_torch
+from .modules import rotate_matrix_, width_of
+from .rotation import inverse, lower
+
+Rotation = tuple[Tensor, Tensor, int]  # a, b, group size
+
+
+def enable_peft() -> None:
+    """From now on PEFT's `RoadConfig` builds roadkit's layer. Models that exist already keep theirs. Idempotent."""
+    PEFT_TYPE_TO_TUNER_MAPPING[PeftType.ROAD] = RoadTuner
+
+
+def disable_peft() -> None:
+    """Give `RoadConfig` back to PEFT's own layer. Idempotent."""
+    PEFT_TYPE_TO_TUNER_MAPPING[PeftType.ROAD] = RoadModel
+
+
+class MixedBatch(list[str]):
+    """The `adapter_names` of a batch, one a row, with what each layer lowered for them.
+
+    It lives as long as one call of `forward` or `generate`, so no change of a parameter can leave it stale.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        super().__init__(names)
+        self.lowered: dict[nn.Module, tuple | None] = {}
+
+
+class RoadLinear(nn.Module, RoadLayer):
+    """A linear layer whose outputs are rotated: z = R (W x + bias). Holds any number of adapters."""
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: RoadConfig):
+        super().__init__()
+        inner = _innermost(base_layer)
+        num_inputs = getattr(inner, "in_features", None) or inner.weight.shape[0]  # Conv1D: weight [in, out]
+        # RoadLayer accepts nn.Linear alone; a stand-in of the same size lets it serve every other linear layer
+        RoadLayer.__init__(self, nn.Linear(num_inputs, width_of(inner), device="meta"))
+        self.base_layer = base_layer
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config=config)
+
+    def forward(self, x: Tensor, *args, adapter_names: list[str] | None = None, **kwargs) -> Tensor:
+        """x [..., in] → [..., d]. `adapter_names` gives each row of the batch its own adapter, or "__base__"."""
+        if adapter_names is not None:
+            self._check_names(x, adapter_names)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        h = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return h
+        if adapter_names is not None:
+            return self._rotate_rows(h, adapter_names)
+        for name in self.active_adapters:
+            if name in self.road_theta:
+                h = rotate_trainable(
+                    h,
+                    self.road_theta[name],
+                    self.road_alpha[name],
+                    variant=self.variant[name],
+                    group_size=self.group_size[name],
+                )
+        return h
+
+    def _check_names(self, x: Tensor, names: list[str]) -> None:
+        if len(x) != len(names):
+            raise AdapterError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(names)} and {len(x)} respectively."
+            )
+        if self.merged:
+            raise AdapterError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
+
+    def _rotate_rows(self, h: Tensor, names: list[str]) -> Tensor:
+        """Every row by its own adapter, whatever their number and kinds: one gather, two multiplications."""
+        trains = torch.is_grad_enabled() and (h.requires_grad or any(p.requires_grad for p in self.road_theta.values()))
+        known = names.lowered if isinstance(names, MixedBatch) and not trains else {}
+        if self not in known:
+            known[self] = self._lower_rows(names, h.device)
+        lowered = known[self]
+        if lowered is None:
+            return h
+        rows, a, b, sizes = lowered
+        if trains or a.dtype != torch.float32:
+            return rotate_rows_torch(h, rows, a, b, sizes)
+        return rotate_rows(h, rows, a, b, sizes)
+
+    def _lower_rows(self, names: list[str], device: torch.device) -> tuple[Tensor, Tensor, Tensor, tuple] | None:
+        """→ slot of each row, a [slots, d], b [sizes, slots, d], sizes; slot 0 is the identity. None: nothing to do."""
+        used = sorted(set(names) & self._available_adapters)
+        kinds = sorted({(self.variant[name], self.group_size[name]) for name in used})
+        if not used:
+            return None
+        slots: dict[str, int] = {}
+        vectors: list[Rotation] = []  # one entry a kind, its adapters lowered in one call: [adapters, d]
+        for kind in kinds:
+            members = [name for name in used if (self.variant[name], self.group_size[name]) == kind]
+            slots |= {name: len(slots) + i + 1 for i, name in enumerate(members)}
+            theta = torch.cat([self.road_theta[name] for name in members]).to(device)
+            alpha = torch.cat([self.road_alpha[name] for name in members]).to(device)
+            a, b = lower(kind[0], theta, alpha, kind[1])
+            vectors.append((a.view(len(members), -1), b.view(len(members), -1), kind[1]))
+        sizes = tuple(sorted({size for _, _, size in vectors}))
+        one = torch.ones_like(vectors[0][0][:1])
+        planes = [
+            torch.cat([torch.zeros_like(one), *(b if size == own else torch.zeros_like(b) for _, b, own in vectors)])
+            for size in sizes
+        ]
+        rows = torch.tensor([slots.get(name, 0) for name in names], device=device)
+        return rows, torch.cat([one, *(a for a, _, _ in vectors)]), torch.stack(planes), sizes
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Rotate the base weights' rows in place, O(d·k), by the named adapters (default: the active ones) in turn.
+
+        safe_merge refuses, before anything is changed, an adapter whose result is not finite.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.road_theta]
+        if not names:
+            return
+        if reason := why_not_mergeable(self):
+            raise ModelError(f"cannot merge {', '.join(names)}: {reason}")
+        self._rotate_weights([self._lowered(name) for name in names], check=", ".join(names) if safe_merge else None)
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Undo every merge by the block inverses. Raises `AlgebraError` where a block has none; nothing changes then."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        merged = [self._lowered(name) for name in reversed(self.merged_adapters) if name in self.road_theta]
+        self._rotate_weights([(*inverse(a, b, size), size) for a, b, size in merged])
+        self.merged_adapters.clear()
+
+    def _lowered(self, name: str) -> Rotation:
+        theta, alpha, size = self.road_theta[name].data, self.road_alpha[name].data, self.group_size[name]
+        return *lower(self.variant[name], theta, alpha, size), size
+
+    def _rotate_weights(self, rotations: list[Rotation], check: str | None = None) -> None:
+        layer = self.get_base_layer()
+        weight = layer.weight.data if isinstance(layer, nn.Linear) else layer.weight.data.t()  # [d, k]
+        bias = getattr(layer, "bias", None)
+        stored = [weight] if bias is None else [weight, bias.data.unsqueeze(1)]
+        # only a float32 matrix that needs no check is turned where it lies; others are rounded, or checked, once
+        wide = [matrix if matrix.dtype == torch.float32 and check is None else _widened(matrix) for matrix in stored]
+        for matrix in wide:
+            for a, b, size in rotations:
+                rotate_matrix_(matrix, a, b, size)
+        if check is not None and not all(matrix.isfinite().all() for matrix in wide):
+            raise AdapterError(f"NaNs detected in the merged weights. The adapter {check} seems to be broken")
+        for matrix, result in zip(stored, wide, strict=True):
+            if result is not matrix:
+                matrix.copy_(result)
+
+    def __repr__(self) -> str:
+        return "road." + super().__repr__()
+
+
+class RoadTuner(RoadModel):
+    """PEFT's RoAd model with roadkit's layer in it."""
+
+    @staticmethod
+    def _create_new_module(road_config: RoadConfig, adapter_name: str, target: nn.Module, **kwargs) -> RoadLinear:
+        if width_of(_innermost(target)) is None:
+            raise ModelError(
+                f"Target module {target} is not supported. Currently, only the following modules are supported: "
+                "`torch.nn.Linear`. roadkit adds transformers' `Conv1D` and quantised linear layers."
+            )
+        return RoadLinear(target, adapter_name, road_config)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args, **kwargs) -> Iterator[None]:
+        names = kwargs.pop("adapter_names", None)
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise AdapterError("Cannot pass `adapter_names` when the model is in training mode.")
+        layers = [module for module in self.modules() if isinstance(module, RoadLayer)]
+        known = {"__base__"}.union(*(layer.road_theta for layer in layers))
+        if unknown := sorted(set(names) - known):
+            raise AdapterError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
+        give_names = partial(_give_names, names=MixedBatch(names))
+        handles = [layer.register_forward_pre_hook(give_names, with_kwargs=True) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _check_merge_allowed(self) -> None:
+        """Before the first layer is merged: may all be?"""
+        super()._check_merge_allowed()
+        layers = [(name, module) for name, module in self.model.named_modules() if isinstance(module, RoadLinear)]
+        reasons = [f"{name}: {reason}" for name, module in layers if (reason := why_not_mergeable(module))]
+        if reasons:
+            more = f" (and {len(reasons) - 3} more layers)" if len(reasons) > 3 else ""
+            raise ModelError("cannot merge: " + "; ".join(reasons[:3]) + more)
+
+
+def why_not_mergeable(layer: RoadLinear) -> str | None:
+    """The reason why this layer's base weights cannot be rotated in place, or None."""
+    weight = getattr(layer.get_base_layer(), "weight", None)
+    if isinstance(weight, Tensor) and type(weight.data) is Tensor and weight.is_floating_point() and weight.itemsize > 1:
+        return None
+    kind = type(layer.get_base_layer()).__name__
+    if isinstance(weight, Tensor):
+        kind = type(weight.data).__name__ if type(weight.data) is not Tensor else str(weight.dtype).removeprefix("torch.")
+    return (
+        f"its base weights are stored as {kind}, and rotating quantised rows would round them again; "
+        "keep the adapter beside them, or merge it into the float model and quantise that"
+    )
+
+
+def _innermost(module: nn.Module) -> nn.Module:
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def _widened(matrix: Tensor) -> Tensor:
+    return matrix.to(torch.promote_types(matrix.dtype, torch.float32), copy=True)
+
+
+def _give_names(module: nn.Module, args: tuple, kwargs: dict, *, names: MixedBatch) -> tuple[tuple, dict]:
+    return args, kwargs | {"adapter_names": names}

@@ -1,0 +1,128 @@
+"""What every test may use: a seed, the one tolerance table, and tiny random models that need no network.
+
+    def test_merge_equals_forward(close, tiny_llama):
+        model = tiny_llama()        # a fresh one at each call, with the same weights
+        close(actual, expected)
+
+Importing `TOLERANCE` is for tests that need one dtype's entry by itself.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
+
+import hypothesis
+import pytest
+import torch
+from torch import Tensor, nn
+
+torch.set_num_threads(2)
+hypothesis.settings.register_profile("roadkit", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("roadkit")
+
+TOLERANCE = {
+    torch.float64: {"rtol": 1e-9, "atol": 1e-10},
+    torch.float32: {"rtol": 1e-5, "atol": 1e-6},
+    torch.float16: {"rtol": 5e-3, "atol": 5e-3},
+    torch.bfloat16: {"rtol": 3e-2, "atol": 2e-2},
+}
+
+SIZES = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.1,  # the usual 0.02 leaves two layers so near to linear that wrong outputs look right
+}
+TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def close():
+    """`close(actual, expected)`: equal within the table, by the coarser of the two dtypes."""
+
+    def check(actual: Tensor, expected: Tensor) -> None:
+        coarser = max(actual.dtype, expected.dtype, key=lambda dtype: TOLERANCE[dtype]["rtol"])
+        torch.testing.assert_close(actual.double(), expected.double(), **TOLERANCE[coarser])
+
+    return check
+
+
+def _fresh(build, config, seed: int):
+    """A model with weights that depend on `seed` alone, biases included (they start at zero, which would hide them)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: nn.Module = build(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_llama():
+    """Llama: grouped-query attention, no biases. Arguments override the configuration."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(seed: int = 0, **changes):
+        sizes = SIZES | TOKENS | {"num_key_value_heads": 2, "intermediate_size": 128, "max_position_embeddings": 512}
+        return _fresh(LlamaForCausalLM, LlamaConfig(**sizes | changes), seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen():
+    """Qwen2: as Llama, with biases on q, k and v, and tied embeddings."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    def make(seed: int = 0, **changes):
+        sizes = SIZES | TOKENS | {"num_key_value_heads": 2, "intermediate_size": 128, "max_position_embeddings": 512}
+        return _fresh(Qwen2ForCausalLM, Qwen2Config(**sizes | {"tie_word_embeddings": True} | changes), seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma():
+    """Gemma 3: one layer of sliding and one of full attention, norms on q and k, a head size of its own."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    def make(seed: int = 0, **changes):
+        sizes = SIZES | TOKENS | {"num_key_value_heads": 2, "intermediate_size": 128, "max_position_embeddings": 512}
+        own = {"head_dim": 32, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+        return _fresh(Gemma3ForCausalLM, Gemma3TextConfig(**sizes | own | changes), seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2():
+    """GPT-2: `Conv1D` layers with biases, learned positions, tied embeddings."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def make(seed: int = 0, **changes):
+        return _fresh(GPT2LMHeadModel, GPT2Config(**SIZES | TOKENS | {"n_positions": 512} | changes), seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bert():
+    """BERT, an encoder; with `num_labels` one that classifies."""
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+    def make(seed: int = 0, num_labels: int | None = None, **changes):
+        sizes = SIZES | {"intermediate_size": 128, "max_position_embeddings": 128, "pad_token_id": 0}
+        if num_labels is None:
+            return _fresh(BertModel, BertConfig(**sizes | changes), seed)
+        return _fresh(BertForSequenceClassification, BertConfig(**sizes | changes, num_labels=num_labels), seed)
+
+    return make
