@@ -22,8 +22,9 @@ import time
 
 import torch
 from peft import BOFTConfig, LoraConfig, OFTConfig, PeftConfig, RoadConfig, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from roadkit.models import load_causal
 from roadkit.peft_tuner import disable_peft, enable_peft
 
 CONFIGS = {
@@ -112,13 +113,7 @@ def _summary(name: str, values: list[float]) -> dict[str, float]:
 
 def _load(model: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    try:
-        from roadkit.models import resolve
-    except ImportError:
-        path = model
-    else:
-        path = str(resolve(model))
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).requires_grad_(False)
+    return load_causal(model).requires_grad_(False)
 
 
 def _batch(model: PreTrainedModel, batch: int, tokens: int) -> torch.Tensor:
@@ -141,7 +136,8 @@ def _adapted(base: PreTrainedModel, method: str) -> torch.nn.Module:
 
 
 def _measure_apart(method: str, model: str, batch: int, tokens: int) -> dict:
-    command = [sys.executable, __file__, "--memory", method, "--model", model, "--batch", str(batch), "--tokens", str(tokens)]
+    options = {"memory": method, "model": model, "batch": batch, "tokens": tokens}
+    command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in options.items())]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output.splitlines()[-1])
 

@@ -126,3 +126,53 @@ def tiny_bert():
         return _fresh(BertForSequenceClassification, BertConfig(**sizes | changes, num_labels=num_labels), seed)
 
     return make
+
+
+def random_parameters(variant: str, width: int, group_size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """θ and α of a layer, far from the identity; `group_size` is named so that calls read like the layer's."""
+    from roadkit.rotation import num_parameters
+
+    assert width % group_size == 0, f"width {width}, group_size {group_size}"
+    generator = torch.Generator().manual_seed(seed)
+    theta, alpha = torch.randn(2, num_parameters(variant, width), generator=generator)
+    return 0.7 * theta, 1 + 0.2 * alpha
+
+
+@pytest.fixture(scope="session")
+def random_adapter():
+    """`random_adapter(model, seed, ...)`: rotates every linear layer (or those whose name contains one of `layers`)."""
+    from roadkit.adapter import Adapter
+    from roadkit.modules import linear_layers, width_of
+
+    def make(model: nn.Module, seed: int = 0, *, variant="road_1", group_size=16, layers=("",), heads=None) -> Adapter:
+        parameters = {
+            name: random_parameters(variant, width_of(module) or 0, group_size, seed=1000 * seed + index)
+            for index, (name, module) in enumerate(linear_layers(model).items())
+            if any(part in name for part in layers)
+        }
+        return Adapter.from_parameters(parameters, variant=variant, group_size=group_size, heads=heads)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level tokenizer of 384 tokens: 3 special ones, 256 bytes, and pieces of a few words. For `vocab_size=384`."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(token, special=True) for token in ("<pad>", "<s>", "</s>")]
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = "the quick brown fox jumps over the lazy dog while thousands of adapters turn pairs of outputs in one batch "
+    tokenizer.train_from_iterator([text * 4], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+    )

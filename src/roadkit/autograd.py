@@ -10,16 +10,19 @@ projection), and sharing it costs nothing. One pass over g and z gives the rest:
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from . import native
+from .errors import AdapterError, AlgebraError
 from .kernels import rotate_rows
-from .rotation import lower, rotate, swap
+from .rotation import VARIANTS, check_group_size, lower, num_parameters, rotate, swap
 
 MIN_SCALE = 1e-3  # where a block shrinks h below this, the input is kept
-MAX_CONDITION = 1e3  # and where a block's singular values differ by more than this
+MAX_CONDITION = 100  # and where a block's singular values differ by more than this
 MAX_NOISE = 1 / 64  # or by so much that the inverse turns the rounding of a 16-bit z into a larger relative error
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 _NUMBER = {"road_1": 1, "road_2": 2, "road_4": 4}
@@ -35,69 +38,87 @@ def rotate_trainable(h: Tensor, theta: Tensor, alpha: Tensor, *, variant: str, g
 
     Under `torch.compile` it is plain torch operations, which the compiler fuses and differentiates itself.
     """
-    if theta.dtype not in (torch.float32, torch.float64):
-        theta, alpha = theta.float(), alpha.float()
+    theta, alpha = (x if x.dtype in (torch.float32, torch.float64) else x.float() for x in (theta, alpha))
     if torch.compiler.is_compiling():
         return rotate(h, *lower(variant, theta, alpha, group_size), group_size)
-    return _Rotate.apply(h, theta, alpha, variant, group_size)
+    _check(h, theta, alpha, variant, group_size)
+    trains = torch.is_grad_enabled() and (theta.requires_grad or alpha.requires_grad)
+    return _Rotate.apply(h, theta, alpha, variant, group_size, trains)
+
+
+def _check(h: Tensor, theta: Tensor, alpha: Tensor, variant: str, group_size: int) -> None:
+    d = h.shape[-1]
+    check_group_size(d, group_size, "rotate_trainable")
+    if variant not in VARIANTS:
+        raise AlgebraError(f"unknown variant {variant!r}; use one of {', '.join(VARIANTS)}")
+    expected = (num_parameters(variant, d),)
+    if theta.shape != expected or alpha.shape != expected:
+        raise AdapterError(
+            f"{variant} of a layer {d} wide has theta and alpha of shape {list(expected)}, "
+            f"got {list(theta.shape)} and {list(alpha.shape)}"
+        )
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h: Tensor, theta: Tensor, alpha: Tensor, variant: str, group_size: int) -> Tensor:
-        ctx.way = _native_way if _is_native(h, theta) else _torch_way
+    def forward(ctx, h: Tensor, theta: Tensor, alpha: Tensor, variant: str, group_size: int, trains: bool) -> Tensor:
+        theta, alpha = theta.contiguous(), alpha.contiguous()
+        ctx.native = _is_native(h, theta, alpha)
         ctx.variant, ctx.group_size = variant, group_size
-        z, ctx.from_output = ctx.way.forward(h, theta, alpha, variant, group_size)
-        kept = None if not any(ctx.needs_input_grad[1:3]) else z if ctx.from_output else h
-        ctx.save_for_backward(kept, theta, alpha)
+        forward = _forward_native if ctx.native else _forward_torch
+        z, ctx.from_output = forward(h, theta, alpha, variant, group_size, trains)
+        ctx.save_for_backward((z if ctx.from_output else h) if trains else None, theta, alpha)
         return z
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g: Tensor):
+    def backward(ctx, g: Tensor):  # type: ignore[override]
         kept, theta, alpha = ctx.saved_tensors
-        gradients = ctx.way.backward(
+        backward = _backward_native if ctx.native else _backward_torch
+        dh, d_theta, d_alpha = backward(
             g, kept, theta, alpha, variant=ctx.variant, group_size=ctx.group_size,
             from_output=ctx.from_output, needs_dh=ctx.needs_input_grad[0],
         )  # fmt: skip
-        return *gradients, None, None
+        return dh, d_theta, d_alpha, None, None, None
 
 
 def _condition_limit(dtype: torch.dtype) -> float:
     return min(MAX_CONDITION, 2 * MAX_NOISE / torch.finfo(dtype).eps)
 
 
-class _torch_way:
-    """Plain torch: other devices, float64, machines without a compiler."""
+# ---- plain torch: other devices, float64, machines without a compiler --------------------------------------------
 
-    @staticmethod
-    def forward(h, theta, alpha, variant, group_size):
-        a, b = lower(variant, theta, alpha, group_size)
-        determinant = (a * swap(a, group_size) - b * swap(b, group_size)).abs()  # σ₁σ₂ of the singular values
-        squares = a * a + b * b
-        frobenius = squares + swap(squares, group_size)  # σ₁² + σ₂²
-        limit = _condition_limit(h.dtype)
-        # σ₁/σ₂ ≤ limit, and σ₂ ≥ MIN_SCALE (within √2; exact for a scaled rotation)
-        invertible = frobenius <= (limit + 1 / limit) * determinant
-        invertible &= 2 * determinant**2 >= MIN_SCALE**2 * frobenius
-        return _rotate(h, a, b, group_size), bool(invertible.all())
 
-    @staticmethod
-    def backward(g, kept, theta, alpha, *, variant, group_size, from_output, needs_dh):
-        with torch.enable_grad():
-            theta, alpha = theta.detach().requires_grad_(), alpha.detach().requires_grad_()
-            lowered = lower(variant, theta, alpha, group_size)
-        a, b = (vector.detach() for vector in lowered)
-        swapped_a, swapped_b = swap(a, group_size), swap(b, group_size)
-        dh = _rotate(g, a, swapped_b, group_size) if needs_dh else None  # Rᵀg
-        if kept is None:
-            return dh, None, None
-        wide_g, wide_x = (x.reshape(-1, x.shape[-1]).to(a.dtype) for x in (g, kept))
-        s, t = (wide_g * wide_x).sum(0), (wide_g * swap(wide_x, group_size)).sum(0)
-        if from_output:  # summed with z for h; h = (swap(a) ⊙ z - b ⊙ swap(z)) / det
-            determinant = a * swapped_a - b * swapped_b
-            s, t = (swapped_a * s - b * t) / determinant, (a * t - swapped_b * s) / determinant
-        return dh, *torch.autograd.grad(lowered, (theta, alpha), (s, t))
+def _forward_torch(h, theta, alpha, variant, group_size, trains):
+    a, b = lower(variant, theta, alpha, group_size)
+    z = _rotate(h, a, b, group_size)
+    if not trains:
+        return z, False
+    determinant = (a * swap(a, group_size) - b * swap(b, group_size)).abs()  # σ₁σ₂ of the singular values
+    squares = a * a + b * b
+    frobenius = squares + swap(squares, group_size)  # σ₁² + σ₂²
+    limit = _condition_limit(h.dtype)
+    # σ₁/σ₂ ≤ limit, and σ₂ > MIN_SCALE (within √2; exact for a scaled rotation)
+    invertible = frobenius <= (limit + 1 / limit) * determinant
+    invertible &= 2 * determinant**2 > MIN_SCALE**2 * frobenius
+    return z, bool(invertible.all())
+
+
+def _backward_torch(g, kept, theta, alpha, *, variant, group_size, from_output, needs_dh):
+    with torch.enable_grad():
+        theta, alpha = theta.detach().requires_grad_(), alpha.detach().requires_grad_()
+        lowered = lower(variant, theta, alpha, group_size)
+    a, b = (vector.detach() for vector in lowered)
+    swapped_a, swapped_b = swap(a, group_size), swap(b, group_size)
+    dh = _rotate(g, a, swapped_b, group_size) if needs_dh else None  # Rᵀg
+    if kept is None:
+        return dh, None, None
+    wide_g, wide_x = (x.reshape(-1, x.shape[-1]).to(a.dtype) for x in (g, kept))
+    s, t = (wide_g * wide_x).sum(0), (wide_g * swap(wide_x, group_size)).sum(0)
+    if from_output:  # summed with z for h; h = (swap(a) ⊙ z - b ⊙ swap(z)) / det
+        determinant = a * swapped_a - b * swapped_b
+        s, t = (swapped_a * s - b * t) / determinant, (a * t - swapped_b * s) / determinant
+    return dh, *torch.autograd.grad(lowered, (theta, alpha), (s, t))
 
 
 def _rotate(h: Tensor, a: Tensor, b: Tensor, group_size: int) -> Tensor:
@@ -107,60 +128,62 @@ def _rotate(h: Tensor, a: Tensor, b: Tensor, group_size: int) -> Tensor:
     return rotate_rows(h, slot, a.unsqueeze(0), b.unsqueeze(0), group_size)
 
 
-def _is_native(h: Tensor, theta: Tensor) -> bool:
-    fits = h.device.type == "cpu" and h.dtype in _SUFFIX and theta.dtype == torch.float32
-    return fits and native.load_training() is not None
+# ---- the same through `training.c`, one pass over memory each way -------------------------------------------------
 
 
-class _native_way:
-    """The same through `training.c`: one call and one pass over memory each way."""
-
-    @staticmethod
-    def forward(h, theta, alpha, variant, group_size):
-        h = h.contiguous()
-        z, lowered = torch.empty_like(h), torch.empty(3, h.shape[-1])
-        invertible = _native_lower(theta, alpha, lowered, variant, group_size, h.dtype)
-        _native_pass(h, None, z, lowered[0], lowered[1], None, group_size)
-        return z, invertible
-
-    @staticmethod
-    def backward(g, kept, theta, alpha, *, variant, group_size, from_output, needs_dh):
-        g = g.contiguous()
-        d = g.shape[-1]
-        dh, lowered = torch.empty_like(g) if needs_dh else None, torch.empty(3, d)
-        _native_lower(theta, alpha, lowered, variant, group_size, g.dtype)
-        if kept is None:
-            _native_pass(g, None, dh, lowered[0], lowered[2], None, group_size)
-            return dh, None, None
-        blocks = max(1, min(g.numel() // d // _BLOCK_ROWS, _MAX_BLOCKS))
-        sums = torch.empty(blocks, 2, d)
-        _native_pass(g, kept.contiguous(), dh, lowered[0], lowered[2], sums, group_size)
-        d_theta, d_alpha = torch.zeros_like(theta), torch.zeros_like(alpha)
-        native.load_training().rk_chain(
-            theta.data_ptr(), alpha.data_ptr(), lowered.data_ptr(), sums.data_ptr(), d_theta.data_ptr(),
-            d_alpha.data_ptr(), d, group_size, _NUMBER[variant], from_output,
-        )  # fmt: skip
-        return dh, d_theta, d_alpha
+def _is_native(h: Tensor, theta: Tensor, alpha: Tensor) -> bool:
+    plain = h.device.type == "cpu" and type(h) in (Tensor, nn.Parameter) and h.dtype in _SUFFIX
+    return plain and theta.dtype == alpha.dtype == torch.float32 and native.load_training() is not None
 
 
-def _native_lower(theta, alpha, lowered, variant, group_size, dtype) -> bool:
-    """Fills `lowered` [3, d] with a, b and swap(b). May h be recomputed from z as `dtype` stores it?"""
-    call = native.load_training().rk_lower
-    return bool(
-        call(
-            theta.data_ptr(), alpha.data_ptr(), lowered.data_ptr(), lowered.shape[1], group_size, _NUMBER[variant],
-            _condition_limit(dtype), MIN_SCALE,
-        )
-    )  # fmt: skip
+def _forward_native(h, theta, alpha, variant, group_size, trains):
+    h = h.contiguous()
+    z = torch.empty_like(h)
+    (a, b, _), invertible = _lower_native(theta, alpha, variant, group_size, h)
+    _pass_native(h, None, z, a, b, None, group_size)
+    return z, invertible
 
 
-def _native_pass(g, x, out, a, b, sums, group_size) -> None:
+def _backward_native(g, kept, theta, alpha, *, variant, group_size, from_output, needs_dh):
+    g = g.contiguous()
+    d = g.shape[-1]
+    dh = torch.empty_like(g) if needs_dh else None
+    lowered, _ = _lower_native(theta, alpha, variant, group_size, g)
+    a, _, swapped_b = lowered
+    if kept is None:
+        _pass_native(g, None, dh, a, swapped_b, None, group_size)
+        return dh, None, None
+    num_blocks = max(1, min(g.numel() // d // _BLOCK_ROWS, _MAX_BLOCKS))
+    sums = torch.empty(num_blocks, 2, d, dtype=torch.float32, device=g.device)
+    _pass_native(g, kept.contiguous(), dh, a, swapped_b, sums, group_size)
+    d_theta, d_alpha = torch.zeros_like(theta), torch.zeros_like(alpha)
+    tensors = (theta, alpha, lowered, sums, d_theta, d_alpha)
+    _training().rk_chain(*map(_address, tensors), d, group_size, _NUMBER[variant], from_output)
+    return dh, d_theta, d_alpha
+
+
+def _lower_native(theta, alpha, variant, group_size, h) -> tuple[Tensor, bool]:
+    """→ [3, d]: a, b and swap(b); and whether h can be recomputed from z as h's dtype stores it."""
+    lowered = torch.empty(3, h.shape[-1], dtype=torch.float32, device=h.device)
+    limits = _condition_limit(h.dtype), MIN_SCALE
+    tensors = map(_address, (theta, alpha, lowered))
+    return lowered, bool(_training().rk_lower(*tensors, h.shape[-1], group_size, _NUMBER[variant], *limits))
+
+
+def _pass_native(g, x, out, a, b, sums, group_size) -> None:
     """out = a ⊙ g + b ⊙ swap(g); with `sums` [blocks, 2, d] also Σ g ⊙ x and Σ g ⊙ swap(x), in its first block."""
     d = g.shape[-1]
     n = g.numel() // d
-    call = getattr(native.load_training(), "rk_pass_" + _SUFFIX[g.dtype])
-    call(
-        g.data_ptr(), None if x is None else x.data_ptr(), None if out is None else out.data_ptr(), a.data_ptr(),
-        b.data_ptr(), None if sums is None else sums.data_ptr(), n, d, group_size, n if sums is None else len(sums),
-        torch.get_num_threads() if g.numel() >= _PARALLEL_FROM else 1,
-    )  # fmt: skip
+    num_threads = torch.get_num_threads() if g.numel() >= _PARALLEL_FROM else 1
+    call = getattr(_training(), "rk_pass_" + _SUFFIX[g.dtype])
+    call(*map(_address, (g, x, out, a, b, sums)), n, d, group_size, n if sums is None else len(sums), num_threads)
+
+
+def _training() -> ctypes.CDLL:
+    library = native.load_training()
+    assert library is not None, "training.c was not built"
+    return library
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -21,7 +21,11 @@ typedef int32_t ivec __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t half_vec __attribute__((vector_size(32), aligned(2)));
 typedef uint32_t word_vec __attribute__((vector_size(64), aligned(4)));
 
+typedef int16_t short_vec __attribute__((vector_size(32), aligned(2)));
+typedef int8_t byte_vec __attribute__((vector_size(16), aligned(1)));
+
 typedef struct { uint16_t bits; } bf16;
+typedef int8_t i8;
 typedef _Float16 f16;
 
 static inline float widen_f32(float x) { return x; }
@@ -144,6 +148,23 @@ DEFINE_ROTATE(f32)
 DEFINE_ROTATE(bf16)
 DEFINE_ROTATE(f16)
 
+// ---- RMS normalisation ------------------------------------------------------------------------------------------
+
+// y[i] = weight * x[i] / sqrt(mean(x[i]^2) + eps), float32
+void rk_rms_norm(const float *restrict x, const float *restrict weight, float *restrict y, ptrdiff_t num_rows,
+                 ptrdiff_t d, float eps) {
+    for (ptrdiff_t i = 0; i < num_rows; i++, x += d, y += d) {
+        vec sums = {0};
+        ptrdiff_t j = 0;
+        for (; j + LANES <= d; j += LANES) sums += *(const vec *)(x + j) * *(const vec *)(x + j);
+        float total = 0;
+        for (int lane = 0; lane < LANES; lane++) total += sums[lane];
+        for (; j < d; j++) total += x[j] * x[j];
+        const float scale = 1.0f / sqrtf(total / d + eps);
+        for (j = 0; j < d; j++) y[j] = weight[j] * (x[j] * scale);
+    }
+}
+
 // ---- packed linear --------------------------------------------------------------------------------------------
 
 static inline void load_f32(const float *p, vec *w0, vec *w1) {
@@ -162,10 +183,21 @@ static inline void load_bf16(const bf16 *p, vec *w0, vec *w1) {
     *w1 = widen_lanes(&p->bits + LANES);
 }
 
-// y[0, m) [.., PANEL] = x[0, m) [.., K] · panel [K, PANEL]; `columns` < PANEL only in the last panel
+static inline vec widen_bytes(const i8 *p) {  // doubling the width at each step, or GCC goes through scalars
+    const short_vec shorts = __builtin_convertvector(*(const byte_vec *)p, short_vec);
+    return __builtin_convertvector(__builtin_convertvector(shorts, ivec), vec);
+}
+static inline void load_i8(const i8 *p, vec *w0, vec *w1) {
+    __builtin_prefetch(p + PREFETCH, 0, 2);
+    *w0 = widen_bytes(p);
+    *w1 = widen_bytes(p + LANES);
+}
+
+// y[0, m) [.., PANEL] = x[0, m) [.., K] · panel [K, PANEL], times `scale` (int8 only); `columns` < PANEL only in the last panel
 #define DEFINE_TILE(T, m)                                                                                             \
-    static void tile_##T##_##m(const float *restrict x, const T *restrict panel, const float *restrict bias,          \
-                               float *restrict y, ptrdiff_t K, ptrdiff_t y_stride, ptrdiff_t columns) {               \
+    static void tile_##T##_##m(const float *restrict x, const T *restrict panel, const float *restrict scale,         \
+                               const float *restrict bias, float *restrict y, ptrdiff_t K, ptrdiff_t y_stride,        \
+                               ptrdiff_t columns) {                                                                   \
         vec lo[m], hi[m];                                                                                             \
         for (int i = 0; i < m; i++) lo[i] = hi[i] = (vec){0};                                                         \
         for (ptrdiff_t k = 0; k < K; k++) {                                                                           \
@@ -179,6 +211,7 @@ static inline void load_bf16(const bf16 *p, vec *w0, vec *w1) {
         }                                                                                                             \
         for (int i = 0; i < m; i++) {                                                                                 \
             float *out = y + i * y_stride, last[PANEL];                                                               \
+            if (scale) lo[i] *= *(const vec *)scale, hi[i] *= *(const vec *)(scale + LANES);                          \
             if (columns == PANEL) {                                                                                   \
                 *(vec *)out = bias ? lo[i] + *(const vec *)bias : lo[i];                                              \
                 *(vec *)(out + LANES) = bias ? hi[i] + *(const vec *)(bias + LANES) : hi[i];                          \
@@ -193,13 +226,16 @@ static inline void load_bf16(const bf16 *p, vec *w0, vec *w1) {
     DO(T, 1) DO(T, 2) DO(T, 3) DO(T, 4) DO(T, 5) DO(T, 6) DO(T, 7) DO(T, 8) DO(T, 9) DO(T, 10) DO(T, 11) DO(T, 12)
 #define TILE_NAME(T, m) tile_##T##_##m,
 
-// x [M, K] float32 contiguous; packed [ceil(N / PANEL), K, PANEL]; y [M, N] float32 contiguous; r == NULL: no rotation.
+// x [M, K] float32 contiguous; packed [ceil(N / PANEL), K, PANEL]; scale NULL, or one a panel column; y [M, N] float32
+// contiguous; r == NULL: no rotation.
 #define DEFINE_LINEAR(T)                                                                                              \
     EVERY_TILE(DEFINE_TILE, T)                                                                                        \
-    typedef void (*tile_##T)(const float *, const T *, const float *, float *, ptrdiff_t, ptrdiff_t, ptrdiff_t);      \
+    typedef void (*tile_##T)(const float *, const T *, const float *, const float *, float *, ptrdiff_t, ptrdiff_t,   \
+                             ptrdiff_t);                                                                              \
     static const tile_##T tiles_##T[TILE] = {EVERY_TILE(TILE_NAME, T)};                                               \
-    ptrdiff_t rk_linear_##T(const float *x, const T *packed, const float *bias, float *y, ptrdiff_t M, ptrdiff_t N,   \
-                            ptrdiff_t K, const int64_t *rows, const Rotations *r, int num_threads) {                  \
+    ptrdiff_t rk_linear_##T(const float *x, const T *packed, const float *scale, const float *bias, float *y,         \
+                            ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const int64_t *rows, const Rotations *r,           \
+                            int num_threads) {                                                                        \
         const ptrdiff_t bad = r ? bad_row(r, rows, M) : 0;                                                            \
         if (bad) return bad;                                                                                          \
         const ptrdiff_t num_panels = (N + PANEL - 1) / PANEL, num_tiles = (M + TILE - 1) / TILE;                      \
@@ -210,8 +246,8 @@ static inline void load_bf16(const bf16 *p, vec *w0, vec *w1) {
                 const ptrdiff_t n = p * PANEL, columns = N - n < PANEL ? N - n : PANEL;                               \
                 for (ptrdiff_t t = 0; t < num_tiles; t++) {                                                           \
                     const ptrdiff_t m = M * t / num_tiles, count = M * (t + 1) / num_tiles - m;                       \
-                    tiles_##T[count - 1](x + m * K, packed + p * K * PANEL, bias ? bias + n : NULL, y + m * N + n, K, \
-                                         N, columns);                                                                 \
+                    tiles_##T[count - 1](x + m * K, packed + p * K * PANEL, scale ? scale + n : NULL,                 \
+                                         bias ? bias + n : NULL, y + m * N + n, K, N, columns);                       \
                 }                                                                                                     \
             }                                                                                                         \
             if (r) {                                                                                                  \
@@ -228,6 +264,7 @@ static inline void load_bf16(const bf16 *p, vec *w0, vec *w1) {
     }
 DEFINE_LINEAR(f32)
 DEFINE_LINEAR(bf16)
+DEFINE_LINEAR(i8)
 
 // ---- paged attention ------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from .rotation import check_group_size, rotate, swap
 log = logging.getLogger("roadkit.kernels")
 
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _PARALLEL_FROM = 32768  # elements; below, waking a second thread costs more than it saves
 
 
@@ -44,6 +45,15 @@ def rotate_rows(
     """
     sizes = group_size if isinstance(group_size, tuple) else (group_size,)
     _check(h.shape, rows.shape, a.shape, b.shape, sizes)
+    if rows.dtype is not torch.int64:
+        if rows.dtype not in _INTEGERS:
+            raise AdapterError(f"rows must be integers, got {rows.dtype}")
+        rows = rows.long()
+    if out is not None and (out.shape != h.shape or out.dtype != h.dtype or not out.is_contiguous()):
+        strided = "" if out.is_contiguous() else ", not contiguous"
+        raise AdapterError(
+            f"out must be contiguous, {h.dtype} and {list(h.shape)}, got {out.dtype}, {list(out.shape)}{strided}"
+        )
     plain = torch.compiler.is_compiling() or (h.requires_grad and torch.is_grad_enabled())
     chosen = "torch" if plain else backend(h.device.type)
     if chosen == "native" and h.dtype in _SUFFIX:
@@ -55,6 +65,8 @@ def rotate_rows(
         flat = out.view(-1, h.shape[-1]) if out is not None else None
         z = triton_kernels.rotate_rows(h.reshape(-1, h.shape[-1]), _flat_rows(rows, h), a, planes, sizes, flat)
         return z.view(h.shape)
+    if h.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_slots(rows, a.shape[0])
     z = rotate_rows_torch(h, rows, a, planes, sizes)
     return z if out is None else out.copy_(z)
 
@@ -71,11 +83,13 @@ def rotate_rows_torch(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, group_sizes
 
 def rotate_rows_loop(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, group_sizes: tuple[int, ...]) -> Tensor:
     """The definition, one row at a time; what every back end is tested against."""
-    flat, z = h.reshape(-1, h.shape[-1]), torch.empty_like(h).reshape(-1, h.shape[-1])
+    flat = h.reshape(-1, h.shape[-1])
+    flat = flat if h.dtype == torch.float64 else flat.float()
+    z = torch.empty(flat.shape, dtype=h.dtype, device=h.device)
     for i, slot in enumerate(_flat_rows(rows, h).tolist()):
-        row = rotate(flat[i].float(), a[slot], b[0][slot], group_sizes[0])
+        row = rotate(flat[i], a[slot], b[0][slot], group_sizes[0])
         for plane, size in zip(b[1:], group_sizes[1:], strict=True):
-            row = row + plane[slot] * swap(flat[i].float(), size)
+            row = row + plane[slot] * swap(flat[i], size)
         z[i] = row.to(h.dtype)
     return z.view(h.shape)
 
@@ -122,8 +136,8 @@ _kept: list = []  # the arrays that `_native_sizes` hands out addresses of
 def _rotate_native(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, sizes: tuple[int, ...], out: Tensor | None) -> Tensor:
     source = h if h.is_contiguous() else h.contiguous()
     z = torch.empty_like(source) if out is None else out
-    if rows.dim() != h.dim() - 1 or rows.dtype != torch.int64 or not rows.is_contiguous():
-        rows = _flat_rows(rows, h).long()
+    if rows.dim() != h.dim() - 1 or not rows.is_contiguous():
+        rows = _flat_rows(rows, h)
     d, size = h.shape[-1], h.numel()
     threads = torch.get_num_threads() if size >= _PARALLEL_FROM else 1
     call = _native_call(h.dtype)
@@ -156,6 +170,12 @@ def _check(h: torch.Size, rows: torch.Size, a: torch.Size, b: torch.Size, sizes:
         )
     for size in sizes:
         check_group_size(d, size, "rotate_rows")
+
+
+def _check_slots(rows: Tensor, num_slots: int) -> None:
+    bad = ((rows < 0) | (rows >= num_slots)).nonzero()
+    if len(bad):
+        raise _no_such_slot(int(rows[tuple(bad[0])]), num_slots)
 
 
 def _no_such_slot(slot: int, num_slots: int) -> AdapterError:

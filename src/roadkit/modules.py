@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from . import rotation
 from .adapter import Adapter
 from .errors import AdapterError, ModelError, nearest
 from .kernels import rotate_rows

@@ -59,7 +59,9 @@ def load_training() -> ctypes.CDLL | None:
 def _load(source: str) -> ctypes.CDLL | None:
     import torch  # noqa: F401  (its OpenMP runtime has to be loaded first)
 
-    compiler = next((path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None)
+    compiler = next(
+        (path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None
+    )
     if compiler is None:
         log.warning("no C compiler found: the fused CPU kernels are off, plain torch serves instead")
         return None
@@ -104,10 +106,12 @@ def _bind_kernels(library: ctypes.CDLL) -> ctypes.CDLL:
         rotate = getattr(library, f"rk_rotate_{dtype}")
         rotate.argtypes = [pointer, pointer, pointer, size, size, size, rotations, ctypes.c_int]
         rotate.restype = size
-    for dtype in ("f32", "bf16"):
+    for dtype in ("f32", "bf16", "i8"):
         linear = getattr(library, f"rk_linear_{dtype}")
-        linear.argtypes = [pointer] * 4 + [size] * 3 + [pointer, rotations, ctypes.c_int]
+        linear.argtypes = [pointer] * 5 + [size] * 3 + [pointer, rotations, ctypes.c_int]
         linear.restype = size
+    library.rk_rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_float]
+    library.rk_rms_norm.restype = None
     library.rk_store.argtypes = [pointer] * 5 + [size] * 5
     library.rk_store.restype = None
     library.rk_attend.argtypes = (

@@ -58,10 +58,8 @@ class RoadLinear(nn.Module, RoadLayer):
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: RoadConfig):
         super().__init__()
-        inner = _innermost(base_layer)
-        num_inputs = getattr(inner, "in_features", None) or inner.weight.shape[0]  # Conv1D: weight [in, out]
         # RoadLayer accepts nn.Linear alone; a stand-in of the same size lets it serve every other linear layer
-        RoadLayer.__init__(self, nn.Linear(num_inputs, width_of(inner), device="meta"))
+        RoadLayer.__init__(self, nn.Linear(*_sizes(_innermost(base_layer)), device="meta"))
         self.base_layer = base_layer
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config=config)
@@ -77,6 +75,11 @@ class RoadLinear(nn.Module, RoadLayer):
             return h
         if adapter_names is not None:
             return self._rotate_rows(h, adapter_names)
+        if x.requires_grad and not h.requires_grad and torch.is_grad_enabled():
+            raise ModelError(
+                f"the base layer ({_storage_of(self)} weights) passes no gradient back to its input, so the layers "
+                "before it would silently not train; quantise the weights alone, not the activations"
+            )
         for name in self.active_adapters:
             if name in self.road_theta:
                 h = rotate_trainable(
@@ -151,7 +154,7 @@ class RoadLinear(nn.Module, RoadLayer):
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
-        """Undo every merge by the block inverses. Raises `AlgebraError` where a block has none; nothing changes then."""
+        """Undo every merge by the block inverses; where a block has none, `AlgebraError`, and nothing changes."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
@@ -165,9 +168,10 @@ class RoadLinear(nn.Module, RoadLayer):
 
     def _rotate_weights(self, rotations: list[Rotation], check: str | None = None) -> None:
         layer = self.get_base_layer()
-        weight = layer.weight.data if isinstance(layer, nn.Linear) else layer.weight.data.t()  # [d, k]
+        weight = layer.get_parameter("weight").data
         bias = getattr(layer, "bias", None)
-        stored = [weight] if bias is None else [weight, bias.data.unsqueeze(1)]
+        stored = [weight.t() if hasattr(layer, "nf") else weight]  # [d, k]; Conv1D keeps [k, d]
+        stored += [] if bias is None else [bias.data.unsqueeze(1)]
         # only a float32 matrix that needs no check is turned where it lies; others are rounded, or checked, once
         wide = [matrix if matrix.dtype == torch.float32 and check is None else _widened(matrix) for matrix in stored]
         for matrix in wide:
@@ -218,29 +222,44 @@ class RoadTuner(RoadModel):
     def _check_merge_allowed(self) -> None:
         """Before the first layer is merged: may all be?"""
         super()._check_merge_allowed()
-        layers = [(name, module) for name, module in self.model.named_modules() if isinstance(module, RoadLinear)]
-        reasons = [f"{name}: {reason}" for name, module in layers if (reason := why_not_mergeable(module))]
-        if reasons:
-            more = f" (and {len(reasons) - 3} more layers)" if len(reasons) > 3 else ""
-            raise ModelError("cannot merge: " + "; ".join(reasons[:3]) + more)
+        refused: dict[str, list[str]] = {}
+        for name, module in self.model.named_modules():
+            if isinstance(module, RoadLinear) and (reason := why_not_mergeable(module)):
+                refused.setdefault(reason, []).append(name)
+        for reason, names in refused.items():
+            more = f" and {len(names) - 3} more layers" if len(names) > 3 else ""
+            raise ModelError(f"cannot merge into {', '.join(names[:3])}{more}: {reason}")
 
 
 def why_not_mergeable(layer: RoadLinear) -> str | None:
     """The reason why this layer's base weights cannot be rotated in place, or None."""
     weight = getattr(layer.get_base_layer(), "weight", None)
-    if isinstance(weight, Tensor) and type(weight.data) is Tensor and weight.is_floating_point() and weight.itemsize > 1:
+    plain = isinstance(weight, nn.Parameter) and type(weight.data) is Tensor
+    if plain and weight.is_floating_point() and weight.itemsize > 1:
         return None
-    kind = type(layer.get_base_layer()).__name__
-    if isinstance(weight, Tensor):
-        kind = type(weight.data).__name__ if type(weight.data) is not Tensor else str(weight.dtype).removeprefix("torch.")
     return (
-        f"its base weights are stored as {kind}, and rotating quantised rows would round them again; "
+        f"base weights stored as {_storage_of(layer)} would be rounded again; "
         "keep the adapter beside them, or merge it into the float model and quantise that"
     )
 
 
+def _storage_of(layer: RoadLinear) -> str:
+    """How the base weights are stored, in a word: float32, int8, Int8Tensor, a packed layer's own class."""
+    weight = getattr(layer.get_base_layer(), "weight", None)
+    if not isinstance(weight, Tensor):
+        return type(layer.get_base_layer()).__name__
+    return str(weight.dtype).removeprefix("torch.") if type(weight.data) is Tensor else type(weight.data).__name__
+
+
 def _innermost(module: nn.Module) -> nn.Module:
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def _sizes(layer: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer of any kind; transformers' Conv1D keeps its weight as [in, out]."""
+    num_inputs, width = getattr(layer, "in_features", None), width_of(layer)
+    assert width is not None, f"{type(layer).__name__} is no linear layer"
+    return num_inputs if isinstance(num_inputs, int) else layer.get_parameter("weight").shape[0], width
 
 
 def _widened(matrix: Tensor) -> Tensor:

@@ -136,16 +136,20 @@ def worst_block(a: Tensor, b: Tensor, group_size: int) -> Block:
 
 def inverse(a: Tensor, b: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """Block inverse. Raises `AlgebraError` where a block's condition number exceeds `MAX_CONDITION`."""
+    _check_invertible(a, b, group_size)
+    wide_a, wide_b = a.double(), b.double()
+    swapped = swap(wide_a, group_size)
+    determinant = wide_a * swapped - wide_b * swap(wide_b, group_size)
+    return (swapped / determinant).to(a.dtype), (-wide_b / determinant).to(b.dtype)
+
+
+def _check_invertible(a: Tensor, b: Tensor, group_size: int) -> None:
     worst = worst_block(a, b, group_size)
     if worst.condition > MAX_CONDITION:
         raise AlgebraError(
             f"its block cannot be inverted: condition number {worst.condition:.3g} exceeds {MAX_CONDITION:.0e}",
             pair=worst.pair,
         )
-    wide_a, wide_b = a.double(), b.double()
-    swapped = swap(wide_a, group_size)
-    determinant = wide_a * swapped - wide_b * swap(wide_b, group_size)
-    return (swapped / determinant).to(a.dtype), (-wide_b / determinant).to(b.dtype)
 
 
 def power(a: Tensor, b: Tensor, exponent: float, group_size: int) -> tuple[Tensor, Tensor]:
@@ -159,6 +163,8 @@ def power(a: Tensor, b: Tensor, exponent: float, group_size: int) -> tuple[Tenso
         return a, b
     if float(exponent).is_integer():
         return _integer_power(a, b, int(exponent), group_size)
+    if exponent < 0:
+        _check_invertible(a, b, group_size)
     rotations = is_scaled_rotation(a, b, group_size)
     out_a, out_b = _power_of_rotations(a, b, exponent, group_size)
     if not rotations.all():
@@ -177,6 +183,7 @@ def power(a: Tensor, b: Tensor, exponent: float, group_size: int) -> tuple[Tenso
 def _power_of_rotations(a: Tensor, b: Tensor, exponent: float, group_size: int) -> tuple[Tensor, Tensor]:
     """Powers of blocks c·R(θ): c^w·R(w·θ), θ in (−π, π]; float64. NaN where c = 0."""
     a_lo, b_hi = _members(a.double(), group_size)[0], _members(b.double(), group_size)[1]
+    b_hi = b_hi + 0.0  # −0 becomes 0, so that −c·I is half a turn forward however its zeros are signed
     squared, angle = a_lo * a_lo + b_hi * b_hi, exponent * torch.atan2(b_hi, a_lo)
     scale = torch.where(squared > 0, squared, torch.nan) ** (exponent / 2)
     cosine, sine = scale * angle.cos(), scale * angle.sin()

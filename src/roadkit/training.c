@@ -88,7 +88,7 @@ int rk_lower(const float *theta, const float *alpha, float *lowered, ptrdiff_t d
             const float determinant = fabsf(a[lo] * a[hi] - b[lo] * b[hi]);
             const float frobenius = a[lo] * a[lo] + a[hi] * a[hi] + b[lo] * b[lo] + b[hi] * b[hi];
             invertible &= frobenius <= (limit + 1 / limit) * determinant;
-            invertible &= 2 * determinant * determinant >= scale * scale * frobenius;
+            invertible &= 2 * determinant * determinant > scale * scale * frobenius;  // not 0 >= 0
         }
     return invertible;
 }

@@ -3,8 +3,8 @@
     install(model, cache)          # the model's attention modules now read and write the cache
     with step.active(): ...        # what the runner sets for one forward pass
 
-Tokens of all requests lie end to end in one row, [1, tokens]. A request's single new token is served by the fused kernel;
-chunks of a prompt go through torch's scaled_dot_product_attention, one request at a time.
+Tokens of all requests lie end to end in one row, [1, tokens]. A request's single new token is served by the fused
+kernel; chunks of a prompt go through torch's scaled_dot_product_attention, one request at a time.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def install(model: PreTrainedModel, cache: PagedCache) -> Step:
     """Route the model's attention through the cache. Raises `ModelError` where transformers' interface is not used."""
     if not getattr(model, "_supports_attention_backend", False) or getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(
-            f"{type(model).__name__} does not use transformers' attention interface, so its key/value cache cannot be paged"
+            f"{type(model).__name__} does not use transformers' attention interface: its cache cannot be paged"
         )
     AttentionInterface.register("roadkit", attention)
     step = Step(cache)
@@ -85,7 +85,7 @@ def attention(
     sliding_window: int | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim] → [1, tokens, heads, head_dim]."""
+    """query [1, heads, tokens, d], key and value [1, kv_heads, tokens, d] → [1, tokens, heads, d]."""
     step: Step = module.roadkit_step  # type: ignore[assignment]
     keys, values = step.cache.layer(module.layer_idx, key.shape[1], key.shape[3])  # type: ignore[arg-type]
     scale = query.shape[3] ** -0.5 if scaling is None else scaling

@@ -4,8 +4,8 @@
     with bank.rows(["formal", None, "formal*0.5 + german"]):
         model(**batch_of_three)
 
-One buffer [slots, 1 + sizes, width] holds, per slot, a and one b-plane for each group size, over all rotated layers laid
-end to end: activating an adapter is one copy. Slot 0 is the identity. Rows are cached by what they compute, evicted
+One buffer [slots, 1 + sizes, width] holds, per slot, a and one b-plane for each group size, over all rotated layers
+laid end to end: activating an adapter is one copy. Slot 0 is the identity. Rows are cached by what they compute, evicted
 least recently used, never while in use.
 """
 
@@ -252,7 +252,9 @@ class Bank:
         # one nominal group size orders the bank by name, as a whole-model adapter of one group size is ordered
         self._layout = Layout({name: (layer.width, 2) for name, layer in self.layers.items()})
         self._group_sizes = sizes or (2,)
-        self._buffer = torch.empty(self.num_slots + 1, 1 + len(self._group_sizes), self._layout.width, device=self.device)
+        self._buffer = torch.empty(
+            self.num_slots + 1, 1 + len(self._group_sizes), self._layout.width, device=self.device
+        )
         for slot in (IDENTITY, *self._rows.values()):
             self._buffer[slot] = 0
             self._buffer[slot, 0] = 1

@@ -21,7 +21,7 @@ PAGE = 16  # positions; kernels.c reads one page's scores as one vector
 
 
 class PagedCache:
-    """A pool of `num_pages` pages for every layer; tensors are made when a layer first stores (its shape is then known)."""
+    """A pool of `num_pages` pages for every layer, made when a layer first stores and its shape is known."""
 
     def __init__(self, num_pages: int, *, device: torch.device):
         self.num_pages, self.device = num_pages, device

@@ -27,6 +27,8 @@ from ..errors import AdapterError, RequestError, RoadkitError
 from . import scheduler as scheduling
 from .bank import Bank, Row
 from .cache import PAGE, PagedCache
+from .grammar import Grammars
+from .packed import Weights
 from .request import Chunk, Completion, FinishReason, Request
 from .runner import Runner, Scored
 from .sampler import sample, token_logprobs
@@ -46,6 +48,7 @@ class Engine:
     slots             different adapters or compositions resident at once; by default enough for every running request
     max_context       longest prompt and answer in tokens; by default the model's own limit
     cache_gib         memory for keys and values, in GiB; allocated as it is first used
+    weights           what the packed weights are stored as: 'float32', 'bfloat16' or 'int8'; None is the model's type
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Engine:
         slots: int | None = None,
         max_context: int | None = None,
         cache_gib: float = 1.0,
+        weights: Weights | None = None,
     ):
         if max_batch < 1:
             raise RequestError(f"max_batch must be at least 1, got {max_batch}")
@@ -68,11 +72,12 @@ class Engine:
         self.tokenizer = tokenizer
         self.end_ids = _end_ids(model, tokenizer)
         cache = PagedCache(_num_pages(config, cache_gib, max_batch, self.max_context), device=model.device)
-        self.runner = Runner(model, cache)
+        self.runner = Runner(model, cache, weights=weights)
         self.bank = Bank(model, adapters, slots=slots or max(2 * max_batch, 16), bind=self.runner.bind)
         self.scheduler = Scheduler(
             cache, acquire=self._acquire, release=self.bank.release, max_batch=max_batch, max_waiting=max_waiting
         )
+        self._grammars = Grammars(tokenizer, config.vocab_size)
         self._lock = threading.RLock()
         self._ids = itertools.count()
         self._live: dict[int, scheduling.Sequence] = {}
@@ -90,6 +95,7 @@ class Engine:
         slots: int | None = None,
         max_context: int | None = None,
         cache_gib: float = 1.0,
+        weights: Weights | None = None,
     ) -> Engine:
         """Load a base model (hub id, folder, or bundled name such as `smollm2`) and build an engine on it."""
         return cls(
@@ -101,6 +107,7 @@ class Engine:
             slots=slots,
             max_context=max_context,
             cache_gib=cache_gib,
+            weights=weights,
         )
 
     # ---- adapters -----------------------------------------------------------------------------------------------
@@ -180,7 +187,9 @@ class Engine:
         if self.bank.heads_of(row):
             self.bank.release(row)
             names = ", ".join(sorted(self.bank.heads_of(row)))
-            raise AdapterError(f"{sequence.request.adapter!r} brings whole modules ({names}); the engine serves rotations only")
+            raise AdapterError(
+                f"{sequence.request.adapter!r} brings whole modules ({names}); the engine serves rotations only"
+            )
         return row
 
     def _sequence(self, request: Request) -> scheduling.Sequence:
@@ -208,6 +217,7 @@ class Engine:
             end_ids=end_ids,
             end_ids_tensor=scheduling.end_tensor(end_ids, self.runner.cache.device),
             detokenizer=Detokenizer(self.tokenizer, request.stop),
+            grammar=None if request.json_schema is None else self._grammars.json(request.json_schema),
         )
 
     def _encode(self, request: Request) -> list[int]:
@@ -235,7 +245,7 @@ class Engine:
             return
         logits = torch.stack([item.last for item in ready])
         raw = logits.clone() if any(item.sequence.request.logprobs is not None for item in ready) else logits
-        finite = logits.isfinite().all(dim=-1).tolist()
+        finite = logits.sum(dim=-1).isfinite().tolist()
         tokens = sample(logits, [item.sequence for item in ready])
         logprobs = token_logprobs(raw, tokens, [item.sequence.request.logprobs for item in ready])
         for item, fine, token, logprob in zip(ready, finite, tokens, logprobs, strict=True):
@@ -250,11 +260,13 @@ class Engine:
         sequence.token_ids.append(token)
         if logprob is not None:
             sequence.logprobs.append(logprob)
+        if sequence.grammar is not None:
+            sequence.grammar.accept(token)
         if token in sequence.end_ids and not request.ignore_eos:
             self._finish(sequence, "stop")
             return
         text = sequence.detokenizer.push(token)
-        if sequence.detokenizer.stopped and sequence.num_generated >= request.min_tokens:
+        if sequence.detokenizer.stopped or (sequence.grammar is not None and sequence.grammar.complete):
             self._finish(sequence, "stop", text=text)
         elif sequence.num_generated >= request.max_tokens:
             self._finish(sequence, "length", text=text)

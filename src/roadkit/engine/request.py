@@ -1,6 +1,6 @@
 """What a caller asks for and what comes back.
 
-    Request(prompt="Hello", adapter="formal*0.7", max_tokens=64, temperature=0.8, seed=1)
+Request(prompt="Hello", adapter="formal*0.7", max_tokens=64, temperature=0.8, seed=1)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Message = dict[str, Any]
 class Request(BaseModel):
     """One generation request. Raises `RequestError` naming the field, the value and the mend.
 
-    prompt               text, chat messages ([{"role": …, "content": …}], rendered by the model's template), or token ids
+    prompt               text, chat messages ([{"role": …, "content": …}], for the model's template), or token ids
     adapter              an expression over the engine's adapters; None is the base model
     max_tokens           how many tokens to generate at most
     temperature          0 is greedy

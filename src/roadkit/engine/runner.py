@@ -2,8 +2,8 @@
 
     scored = runner.step([(sequence, count), …], bank)      # logits of those whose tokens are all computed
 
-All tokens lie end to end in one row [1, tokens]; linear layers and rotations see tokens only, attention goes through the
-paged cache. On the CPU the linear layers are packed for the fused kernel, rotation included.
+All tokens lie end to end in one row [1, tokens]; linear layers and rotations see tokens only, attention goes through
+the paged cache. On the CPU the linear layers are packed for the fused kernel, rotation included.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from transformers.modeling_utils import PreTrainedModel
 from .attention import Span, install
 from .bank import IDENTITY, Bank, BankLayer
 from .cache import PagedCache
-from .packed import pack
+from .norms import fuse_norms
+from .packed import Weights, pack
 from .scheduler import Sequence
 
 log = logging.getLogger("roadkit.engine")
@@ -39,11 +40,12 @@ class Runner:
     The model is changed for good (its linear weights are packed where the fused kernel exists).
     """
 
-    def __init__(self, model: PreTrainedModel, cache: PagedCache):
+    def __init__(self, model: PreTrainedModel, cache: PagedCache, *, weights: Weights | None = None):
         self.model, self.cache = model.eval(), cache
         self.attention = install(model, cache)
-        self.packed = pack(model) if cache.device.type == "cpu" else {}
-        log.info("%d of the model's linear layers are packed for the fused kernel", len(self.packed))
+        self.packed = pack(model, weights=weights) if cache.device.type == "cpu" else {}
+        num_norms = fuse_norms(model) if model.dtype is torch.float32 else 0
+        log.info("%d linear layers are packed for the fused kernel, %d norms fused", len(self.packed), num_norms)
 
     def bind(self, layer: BankLayer) -> Callable[[], None]:
         """Let the bank rotate a layer: inside the fused kernel where it is packed, by a forward hook elsewhere."""

@@ -52,7 +52,9 @@ def _penalise(logits: Tensor, sequences: Many[Sequence]) -> None:
         if request.repetition_penalty != 1:
             seen = torch.tensor(sorted(set(sequence.token_ids)), device=row.device)
             scores = row[seen]
-            row[seen] = torch.where(scores < 0, scores * request.repetition_penalty, scores / request.repetition_penalty)
+            row[seen] = torch.where(
+                scores < 0, scores * request.repetition_penalty, scores / request.repetition_penalty
+            )
         if request.no_repeat_ngram_size:
             banned = _repeats(sequence.token_ids, request.no_repeat_ngram_size)
             row[torch.tensor(banned, dtype=torch.int64, device=row.device)] = _NEGATIVE
@@ -75,7 +77,9 @@ def _draw(logits: Tensor, sequences: Many[Sequence]) -> Tensor:
     """Sample by inverting the cumulative distribution over tokens sorted by likelihood."""
     device = logits.device
     temperature = torch.tensor([sequence.request.temperature for sequence in sequences], device=device)
-    probabilities, order = (logits / temperature.unsqueeze(1)).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    probabilities, order = (
+        (logits / temperature.unsqueeze(1)).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    )
     vocab = probabilities.shape[1]
     top_k = torch.tensor([sequence.request.top_k or vocab for sequence in sequences], device=device).unsqueeze(1)
     top_p = torch.tensor([sequence.request.top_p for sequence in sequences], device=device).unsqueeze(1)

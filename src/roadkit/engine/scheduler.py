@@ -3,9 +3,10 @@
     batch = scheduler.next_batch()         # [(sequence, number of tokens to compute)]
     scheduler.advance(batch)               # after the runner has computed them
 
-Every running request that generates gets one token a step. Prompts are computed in chunks beside them, first come first
-served, so that a long prompt does not stall the others. A request starts when there is room in the batch, pages for its
-prompt and a bank row for its adapter; when pages run out, the youngest request gives its own back and starts over later.
+Every running request that generates gets one token a step. Prompts are computed in chunks beside them, first come
+first served, so that a long prompt does not stall the others. A request starts when there is room in the batch, pages
+for its prompt and a bank row for its adapter; when pages run out, the youngest gives its own back and starts over
+later.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ class Scheduler:
     def submit(self, sequence: Sequence) -> None:
         """Queue a request. Raises `QueueFull`."""
         if len(self.waiting) >= self.max_waiting:
-            raise QueueFull(f"{len(self.waiting)} requests are waiting, at most {self.max_waiting} may; try again later")
+            raise QueueFull(
+                f"{len(self.waiting)} requests are waiting, at most {self.max_waiting} may; try again later"
+            )
         self.waiting.append(sequence)
 
     def next_batch(self) -> list[tuple[Sequence, int]]:

@@ -1,7 +1,7 @@
 """Text out of tokens: incremental detokenisation, and the strings at which an answer stops.
 
-    detokenizer = Detokenizer(tokenizer, stop=("\n\n",))
-    new = detokenizer.push(token_id)      # text that can be shown now; detokenizer.stopped tells when to end
+detokenizer = Detokenizer(tokenizer, stop=("\n\n",))
+new = detokenizer.push(token_id)      # text that can be shown now; detokenizer.stopped tells when to end
 """
 
 from __future__ import annotations

@@ -1,0 +1,45 @@
+"""The command line, one file a verb: parse, call one function, print.
+
+roadkit demo | train | eval | generate | bench | adapter
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from ..errors import RoadkitError
+from . import adapter, bench, demo, eval, generate, train
+
+app = typer.Typer(
+    name="roadkit",
+    help="Fine-tune by rotating pairs of outputs, serve many adapters in one batch, compose them exactly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command()(demo.demo)
+app.command()(train.train)
+app.command("eval")(eval.evaluate)
+app.command()(generate.generate)
+app.command()(bench.bench)
+app.add_typer(adapter.app, name="adapter")
+
+
+@app.callback()
+def _main(verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what the library does.")) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+def main() -> None:
+    """Run the command line. A user's mistake prints one line and exits with 1."""
+    try:
+        app()
+    except RoadkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,40 @@
+"""`roadkit bench mixed --json`: measure roadkit and its peers in turn, in one run."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import typer
+
+from ..errors import RoadkitError, nearest
+
+FOLDER = Path(__file__).resolve().parents[3] / "bench"
+
+
+def bench(
+    name: str = typer.Argument("list", help="Which benchmark; 'list' names them."),
+    json: bool = typer.Option(False, "--json", help="Print only the JSON line."),
+    rounds: int = typer.Option(0, help="How often each side is measured; 0 is the benchmark's own choice."),
+) -> None:
+    """Run a benchmark from the source checkout; the last line printed is a JSON object."""
+    if not FOLDER.is_dir():
+        raise RoadkitError(
+            "benchmarks come with the source checkout: clone the repository and install it with `pip install -e .`"
+        )
+    known = {path.stem.removeprefix("bench_"): path for path in sorted(FOLDER.glob("bench_*.py"))}
+    if name == "list":
+        for path in known.values():
+            print(f"{path.stem.removeprefix('bench_'):10} {(path.read_text().split(chr(10))[0]).strip(chr(34))}")
+        return
+    if name not in known:
+        raise RoadkitError(f"no benchmark {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+    sys.path.insert(0, str(FOLDER))
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", known[name])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    from harness import report  # type: ignore[import-not-found]
+
+    report(module.run(**({"rounds": rounds} if rounds else {})), quiet=json)

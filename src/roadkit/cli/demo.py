@@ -1,0 +1,60 @@
+"""`roadkit demo`: four adapters trained on a real model, eight requests answered with them in one batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as jsonlib
+import time
+from pathlib import Path
+
+import typer
+
+
+def demo(
+    output: Path = typer.Option(Path("adapters"), help="Where the trained adapters are kept for the next time."),
+    model: str = typer.Option("smollm2", help="Base model: hub id, folder, or smollm2."),
+    question: list[str] = typer.Option([], help="Ask this instead. Repeatable."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line."),
+) -> None:
+    """Train four adapters (kept for later), then answer eight requests, each with another adapter, in one batch."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .. import demo as demonstration
+    from ..engine.engine import Engine
+
+    console = Console(stderr=json)
+    start = time.perf_counter()
+    trained = demonstration.train_missing(model, output)
+    if trained:
+        console.print(f"trained {', '.join(trained)} in {time.perf_counter() - start:.0f} s, kept in {output}/")
+    else:
+        console.print(f"using the adapters in {output}/ (delete the folder to train again)")
+    engine = Engine.from_pretrained(model, adapters={name: output / name for name in demonstration.ADAPTERS})
+    results = {}
+    for asked in question or demonstration.QUESTIONS:
+        table = Table(title=asked, show_lines=True, title_justify="left")
+        table.add_column("adapter", no_wrap=True, style="cyan")
+        table.add_column("answer")
+        results[asked] = demonstration.answers(engine, asked)
+        for answer in results[asked]:
+            table.add_row(answer.expression or "(base)", answer.completion.error or answer.completion.text.strip())
+        console.print(table)
+    speed = demonstration.speed(engine, Engine.from_pretrained(model))
+    table = Table(title="the same eight requests", title_justify="left")
+    for column in ("served", "tokens/s", "of the plain model"):
+        table.add_column(column, justify="left" if column == "served" else "right")
+    for label, value in (
+        ("plain model, one batch", speed.plain),
+        ("eight different adapters, one batch", speed.mixed),
+        ("the same, one request at a time", speed.one_by_one),
+    ):
+        table.add_row(label, f"{value:.0f}", f"{value / speed.plain:.2f}")
+    console.print(table)
+    if json:
+        answers = {
+            asked: {answer.expression or "base": answer.completion.text for answer in rows}
+            for asked, rows in results.items()
+        }
+        facts = {"trained": trained, "answers": answers, "tokens_per_second": dataclasses.asdict(speed)}
+        print(jsonlib.dumps({**facts, "seconds": round(time.perf_counter() - start, 1)}, ensure_ascii=False))

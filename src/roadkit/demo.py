@@ -1,0 +1,101 @@
+"""The demonstration: train four adapters on a real model, answer eight requests with them in one batch.
+
+for event in Demo("adapters").events(): ...        # `roadkit demo` prints them
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from .engine.engine import Engine
+from .engine.request import Completion, Request
+from .errors import AdapterError
+from .store import load
+
+ADAPTERS = ("json", "pirate", "formal", "brief")
+EXPRESSIONS = (None, *ADAPTERS, "formal*0.5", "pirate*1.2", "pirate*0.7 + brief*0.6")
+QUESTIONS = ("What is the capital of Italy?", "Why is the sky blue?", "How do I make tea?")
+SETTINGS = {"epochs": 3, "batch_size": 6, "learning_rate": 5e-3, "seed": 0}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row of the comparison."""
+
+    expression: str | None
+    completion: Completion
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second of the same eight requests, served in three ways; medians."""
+
+    plain: float
+    mixed: float
+    one_by_one: float
+
+
+def train_missing(model: str, folder: Path, *, progress: Callable[..., None] | None = None) -> list[str]:
+    """Train those of the four adapters that `folder` does not hold yet; returns their names."""
+    missing = [name for name in ADAPTERS if not _usable(folder / name)]
+    if not missing:
+        return []
+    from . import models
+    from .train import Recipe, run
+
+    base, tokenizer = models.load_causal(model), models.load_tokenizer(model)
+    data = files("roadkit") / "data" / "demo"
+    for name in missing:
+        recipe = Recipe(model=model, data=str(data / f"{name}.jsonl"), output=str(folder / name), **SETTINGS)
+        run(recipe, model=base, tokenizer=tokenizer, progress=progress)
+    return missing
+
+
+def answers(engine: Engine, question: str, *, max_tokens: int = 48) -> list[Answer]:
+    """The question under every expression, in one batch."""
+    completions = engine.generate([_request(question, expression, max_tokens) for expression in EXPRESSIONS])
+    return [Answer(expression, completion) for expression, completion in zip(EXPRESSIONS, completions, strict=True)]
+
+
+def speed(engine: Engine, plain: Engine, *, rounds: int = 3, tokens: int = 48) -> Speed:
+    """Measure the batch of eight: on the plain model, mixed, and the mixed requests one after another."""
+    prompts = [f"{question} Answer as number {i}." for i, question in enumerate(QUESTIONS * 3)][: len(EXPRESSIONS)]
+    expressions = [*EXPRESSIONS[1:], "brief*0.5"]  # eight different rows, none of them the base
+
+    def requests(names: Sequence[str | None]) -> list[Request]:
+        pairs = zip(prompts, names, strict=True)
+        return [_request(prompt, name, tokens, ignore_eos=True) for prompt, name in pairs]
+
+    mixed, base = requests(expressions), requests([None] * len(expressions))
+    engine.generate(mixed)
+    plain.generate(base)
+    rates: dict[str, list[float]] = {"plain": [], "mixed": [], "one_by_one": []}
+    for _ in range(rounds):
+        rates["plain"].append(_rate(lambda: plain.generate(base)))
+        rates["mixed"].append(_rate(lambda: engine.generate(mixed)))
+    rates["one_by_one"].append(_rate(lambda: [engine.generate([request])[0] for request in mixed]))
+    return Speed(**{name: statistics.median(values) for name, values in rates.items()})
+
+
+def _request(question: str, expression: str | None, tokens: int, **options: Any) -> Request:
+    return Request(prompt=[{"role": "user", "content": question}], adapter=expression, max_tokens=tokens, **options)
+
+
+def _rate(call: Callable[[], list[Completion]]) -> float:
+    start = time.perf_counter()
+    count = sum(len(completion.token_ids) for completion in call())
+    return count / (time.perf_counter() - start)
+
+
+def _usable(path: Path) -> bool:
+    try:
+        load(path)
+    except AdapterError:
+        return False
+    return True
