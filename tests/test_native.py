@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import stat
 import subprocess
@@ -142,6 +141,3 @@ def test_threads_are_torchs_own():
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
     assert len({os.path.realpath(path) for path in mapped}) == 1
 
-
-def test_log_goes_to_the_kernels_logger():
-    assert native.log is logging.getLogger("roadkit.kernels")

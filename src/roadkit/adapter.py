@@ -95,15 +95,23 @@ class Adapter:
         heads: Mapping[str, Mapping[str, Tensor]] | None = None,
         base: Base | None = None,
     ) -> Adapter:
-        """Lower θ and α (radians, PEFT's layout; module name → (θ, α), each 1-D) of one variant and group size."""
-        per_output = {"road_1": 2, "road_2": 1, "road_4": 0.5}[variant]
-        layout = Layout({name: (int(len(theta) * per_output), group_size) for name, (theta, _) in parameters.items()})
-        if not layout.layers:
+        """Lower θ and α (radians, PEFT's layout; module name → (θ, α), each 1-D) of one variant and group size.
+
+        The tensors are copied. Raises `AdapterError` or `AlgebraError` for sizes that fit no layer.
+        """
+        if not parameters:
             raise AdapterError("an adapter needs at least one layer")
-        theta = torch.cat([parameters[name][0].detach().float() for name in layout.layers])
-        alpha = torch.cat([parameters[name][1].detach().float() for name in layout.layers])
-        a, b = rotation.lower(variant, theta, alpha, group_size)
-        return cls(layout, a, b, dict(heads or {}), base or Base(), variant, dict(parameters))
+        layers, kept = {}, {}
+        for name, (theta, alpha) in parameters.items():
+            if theta.dim() != 1 or theta.shape != alpha.shape:
+                raise AdapterError(f"{name}: θ {list(theta.shape)} and α {list(alpha.shape)} must be equal and 1-D")
+            layers[name] = rotation.layer_width(variant, len(theta), group_size, name), group_size
+            kept[name] = theta.detach().clone(), alpha.detach().clone()
+        layout = Layout(layers)
+        flat_theta = torch.cat([kept[name][0].float() for name in layout.layers])
+        flat_alpha = torch.cat([kept[name][1].float() for name in layout.layers])
+        a, b = rotation.lower(variant, flat_theta, flat_alpha, group_size)
+        return cls(layout, a, b, dict(heads or {}), base or Base(), variant, kept)
 
     @classmethod
     def load(cls, source: str | os.PathLike) -> Adapter:

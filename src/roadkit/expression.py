@@ -86,42 +86,52 @@ def compose(expression: str | tuple[Term, ...], adapters: Mapping[str, Adapter])
 
 
 def _term(text: str, start: int, end: int, sign: float, names: Collection[str]) -> Term:
-    piece = text[start:end].strip(" ")
-    start += len(text[start:end]) - len(text[start:end].lstrip(" "))
-    if not piece:
-        raise ExpressionError(f"expected an adapter name at position {start} of {text!r}", position=start)
-    if piece in names:
-        return Term(piece, sign)
-    if piece.startswith("-"):
-        sign, piece, start = -sign, piece[1:], start + 1
-        if piece in names:
-            return Term(piece, sign)
-    left, star, right = piece.partition("*")
-    if not star:
-        return Term(_known(left, start, text, names), sign)
-    if _NUMBER.fullmatch(right.strip()):
-        return Term(_known(left.strip(), start, text, names), sign * _strength(right.strip(), start + len(left) + 1))
-    if _NUMBER.fullmatch(left.strip()):
-        return Term(_known(right.strip(), start + len(left) + 1, text, names), sign * _strength(left.strip(), start))
-    at = start + len(left)
-    raise ExpressionError(f"expected a number beside '*' at position {at} of {text!r}", position=at)
+    start, end = _trim(text, start, end)
+    if text[start:end] in names:
+        return Term(text[start:end], sign)
+    if text.startswith("-", start, end):
+        sign, (start, end) = -sign, _trim(text, start + 1, end)
+        if text[start:end] in names:
+            return Term(text[start:end], sign)
+    star = text.find("*", start, end)
+    if star < 0:
+        return Term(_known(text, start, end, names), sign)
+    sides = _trim(text, start, star), _trim(text, star + 1, end)
+    readings = [(name, number) for name, number in (sides, sides[::-1]) if _NUMBER.fullmatch(text[slice(*number)])]
+    if not readings:
+        _known(text, *sides[0], names)
+        at = sides[1][0]
+        mend = "; a sign goes before the term" if text.startswith(("-", "+"), at) else ""
+        raise ExpressionError(f"expected a number at position {at} of {text!r}{mend}", position=at)
+    name, number = next((reading for reading in readings if text[slice(*reading[0])] in names), readings[0])
+    return Term(_known(text, *name, names), sign * _strength(text[slice(*number)], number[0]))
 
 
-def _known(name: str, position: int, text: str, names: Collection[str]) -> str:
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+    """The bounds of text[start:end] without the spaces around it."""
+    end = start + len(text[start:end].rstrip(" "))
+    return end - len(text[start:end].lstrip(" ")), end
+
+
+def _known(text: str, start: int, end: int, names: Collection[str]) -> str:
+    name = text[start:end]
     if name in names:
         return name
     match = _NAME.match(name)
-    if match is None or match.end() < len(name):
-        at = position + (match.end() if match else 0)
+    if match is None:
+        raise ExpressionError(f"expected an adapter name at position {start} of {text!r}", position=start)
+    if match.end() < len(name):
+        at = start + match.end()
         mend = "; put spaces around a binary '+' or '-'" if any(sign in name for sign in "+-") else ""
-        raise ExpressionError(f"expected an adapter name at position {at} of {text!r}{mend}", position=at)
-    raise ExpressionError(f"no adapter {name!r}{nearest(name, names)}", position=position)
+        raise ExpressionError(f"expected '+', '-' or '*' at position {at} of {text!r}{mend}", position=at)
+    raise ExpressionError(f"no adapter {name!r}{nearest(name, names)}", position=start)
 
 
 def _strength(number: str, position: int) -> float:
     value = round(float(number), 3)
     if value > MAX_STRENGTH:
         raise ExpressionError(
-            f"strength {number} at position {position} is too large, |w| is at most {MAX_STRENGTH:g}", position=position
+            f"strength {number[:16]} at position {position} is too large, |w| is at most {MAX_STRENGTH:g}",
+            position=position,
         )
     return value

@@ -24,7 +24,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from .autograd import rotate_trainable
-from .errors import AdapterError, ModelError
+from .errors import AdapterError, AlgebraError, ModelError
 from .kernels import rotate_rows, rotate_rows_torch
 from .modules import rotate_matrix_, width_of
 from .rotation import inverse, lower
@@ -75,7 +75,7 @@ class RoadLinear(nn.Module, RoadLayer):
             return h
         if adapter_names is not None:
             return self._rotate_rows(h, adapter_names)
-        if x.requires_grad and not h.requires_grad and torch.is_grad_enabled():
+        if self.training and x.requires_grad and not h.requires_grad and torch.is_grad_enabled():
             raise ModelError(
                 f"the base layer ({_storage_of(self)} weights) passes no gradient back to its input, so the layers "
                 "before it would silently not train; quantise the weights alone, not the activations"
@@ -158,9 +158,20 @@ class RoadLinear(nn.Module, RoadLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        merged = [self._lowered(name) for name in reversed(self.merged_adapters) if name in self.road_theta]
-        self._rotate_weights([(*inverse(a, b, size), size) for a, b, size in merged])
+        self._rotate_weights(self._inverses())
         self.merged_adapters.clear()
+
+    def _inverses(self) -> list[Rotation]:
+        """What undoes the merged adapters, the last first."""
+        inverses = []
+        for name in reversed(self.merged_adapters):
+            if name in self.road_theta:
+                a, b, size = self._lowered(name)
+                try:
+                    inverses.append((*inverse(a, b, size), size))
+                except AlgebraError as error:
+                    raise AlgebraError(f"adapter {name!r}, pair {error.pair}: {error}", pair=error.pair) from None
+        return inverses
 
     def _lowered(self, name: str) -> Rotation:
         theta, alpha, size = self.road_theta[name].data, self.road_alpha[name].data, self.group_size[name]
@@ -223,20 +234,32 @@ class RoadTuner(RoadModel):
         """Before the first layer is merged: may all be?"""
         super()._check_merge_allowed()
         refused: dict[str, list[str]] = {}
-        for name, module in self.model.named_modules():
-            if isinstance(module, RoadLinear) and (reason := why_not_mergeable(module)):
+        for name, layer in self._road_layers():
+            if reason := why_not_mergeable(layer):
                 refused.setdefault(reason, []).append(name)
         for reason, names in refused.items():
             more = f" and {len(names) - 3} more layers" if len(names) > 3 else ""
             raise ModelError(f"cannot merge into {', '.join(names[:3])}{more}: {reason}")
 
+    def unmerge_adapter(self) -> None:
+        """Undo every merge in every layer, or, where a block of one has no inverse, in none."""
+        for name, layer in self._road_layers():
+            try:
+                layer._inverses()
+            except AlgebraError as error:
+                raise AlgebraError(f"{name}: {error}", pair=error.pair) from None
+        super().unmerge_adapter()
+
+    def _road_layers(self) -> list[tuple[str, RoadLinear]]:
+        return [(name, module) for name, module in self.model.named_modules() if isinstance(module, RoadLinear)]
+
 
 def why_not_mergeable(layer: RoadLinear) -> str | None:
     """The reason why this layer's base weights cannot be rotated in place, or None."""
     weight = getattr(layer.get_base_layer(), "weight", None)
-    plain = isinstance(weight, nn.Parameter) and type(weight.data) is Tensor
-    if plain and weight.is_floating_point() and weight.itemsize > 1:
-        return None
+    if isinstance(weight, nn.Parameter) and type(weight.data) is Tensor:
+        if weight.is_floating_point() and weight.itemsize > 1:
+            return None
     return (
         f"base weights stored as {_storage_of(layer)} would be rounded again; "
         "keep the adapter beside them, or merge it into the float model and quantise that"

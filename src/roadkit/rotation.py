@@ -55,6 +55,17 @@ def num_parameters(variant: str, width: int) -> int:
     return {"road_1": width // 2, "road_2": width, "road_4": 2 * width}[variant]
 
 
+def layer_width(variant: str, count: int, group_size: int, name: str = "layer") -> int:
+    """Output width of the layer that has `count` angles. Raises `AlgebraError` naming `name` where there is none."""
+    if variant not in VARIANTS:
+        raise AlgebraError(f"unknown variant {variant!r}; use one of {', '.join(VARIANTS)}")
+    width = {"road_1": 2 * count, "road_2": count, "road_4": count // 2}[variant]
+    if not width or num_parameters(variant, width) != count:
+        raise AlgebraError(f"{name}: {count} entries fit no {variant} layer")
+    check_group_size(width, group_size, name)
+    return width
+
+
 def swap(x: Tensor, group_size: int) -> Tensor:
     """Exchange the two members of every pair along the last dimension."""
     grouped = x.unflatten(-1, (-1, 2, group_size // 2))  # [..., groups, 2, g/2]

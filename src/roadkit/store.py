@@ -22,9 +22,9 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from .adapter import Adapter, Base
-from .errors import AdapterError, nearest
+from .errors import AdapterError, AlgebraError, nearest
 from .files import replaced_directory
-from .rotation import VARIANTS, check_group_size, num_parameters, raise_to_parameters
+from .rotation import VARIANTS, layer_width, raise_to_parameters
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -68,13 +68,15 @@ def parse(config: bytes, weights: bytes, *, origin: str = "adapter") -> Adapter:
     if problems:
         more = f" (and {len(problems) - 10} more)" if len(problems) > 10 else ""
         raise AdapterError(f"{origin}: " + "; ".join(problems[:10]) + more)
-    return Adapter.from_parameters(
+    adapter = Adapter.from_parameters(
         parameters,
         variant=settings["variant"],
         group_size=settings["group_size"],
         heads=heads,
         base=Base(settings.get("base_model_name_or_path") or "", metadata.get("roadkit.base_fingerprint", "")),
     )
+    _check_finite(adapter, origin)
+    return adapter
 
 
 def save(adapter: Adapter, path: str | os.PathLike, *, extra_files: Mapping[str, bytes] | None = None) -> None:
@@ -83,6 +85,7 @@ def save(adapter: Adapter, path: str | os.PathLike, *, extra_files: Mapping[str,
     A computed adapter is written as road_1 where every block is a scaled rotation, else as road_2.
     Raises `AdapterError` for an adapter whose layers have different group sizes, which PEFT's format cannot hold.
     """
+    _check_finite(adapter, "the adapter cannot be saved")
     config, weights = serialize(adapter)
     if Path(path).exists() and not Path(path).is_dir():
         raise AdapterError(f"{path}: is a file; an adapter is saved as a directory")
@@ -130,6 +133,13 @@ def serialize(adapter: Adapter) -> tuple[bytes, bytes]:
     if adapter.base.fingerprint:
         metadata["roadkit.base_fingerprint"] = adapter.base.fingerprint
     return json.dumps(settings, indent=2).encode(), save_safetensors(tensors, metadata)
+
+
+def _check_finite(adapter: Adapter, origin: object) -> None:
+    """What the rotations come to in float32; a float64 file may hold values that are finite only there."""
+    if not (adapter.a.isfinite().all() and adapter.b.isfinite().all()):
+        bad = next(name for name in adapter.layout.layers if not torch.cat(adapter.layer(name)[:2]).isfinite().all())
+        raise AdapterError(f"{origin}: {bad}: the rotation is not finite in float32")
 
 
 def _parse_config(data: bytes, problems: list[str]) -> dict:
@@ -208,12 +218,9 @@ def _sort_tensors(tensors: dict[str, Tensor], settings: dict, problems: list[str
         if theta.dim() != 1 or theta.shape != alpha.shape:
             problems.append(f"{module}: road_theta {list(theta.shape)} and road_alpha {list(alpha.shape)} must be equal, 1-D")
             continue
-        width = {"road_1": 2 * len(theta), "road_2": len(theta), "road_4": len(theta) // 2}[variant]
         try:
-            if not width or num_parameters(variant, width) != len(theta):
-                raise AdapterError(f"{module}: {len(theta)} entries fit no {variant} layer")
-            check_group_size(width, group_size, module)
-        except ValueError as error:
+            layer_width(variant, len(theta), group_size, module)
+        except AlgebraError as error:
             problems.append(str(error))
             continue
         parameters[module] = (theta, alpha)
@@ -227,16 +234,12 @@ def _check_values(parameters, heads, problems: list[str]) -> None:
     flat = {f"{module}.{name}": tensor for module, saved in heads.items() for name, tensor in saved.items()}
     rotations = [tensor for pair in parameters.values() for tensor in pair]
     kinds = {tensor.dtype for tensor in rotations}
-    if len(kinds) == 1 and kinds <= set(FLOATS) and bool(torch.cat(rotations).isfinite().all()):
-        rotations_fine = True  # one pass over all layers; only a bad file is looked at layer by layer
-    else:
-        rotations_fine = False
-    if not rotations_fine:
-        for module, (theta, alpha) in parameters.items():
+    if not (len(kinds) == 1 and kinds <= set(FLOATS) and bool(torch.cat(rotations).isfinite().all())):
+        for module, (theta, alpha) in parameters.items():  # only a bad file is looked at layer by layer
             flat |= {f"{module}.road_theta": theta, f"{module}.road_alpha": alpha}
     for name, tensor in flat.items():
         if tensor.is_floating_point():
-            bad = int((~tensor.isfinite()).sum())
+            bad = int((~tensor.float().isfinite()).sum())  # float8 knows no isfinite
             if bad:
                 problems.append(f"{name}: {bad} of {tensor.numel()} values are not finite")
         if name.endswith(("road_theta", "road_alpha")) and tensor.dtype not in FLOATS:
@@ -244,17 +247,23 @@ def _check_values(parameters, heads, problems: list[str]) -> None:
 
 
 def _read_directory(path: Path) -> tuple[bytes, bytes]:
-    found = []
-    for name in (CONFIG, WEIGHTS):
-        file = path / name
-        if not file.exists() and not file.is_symlink():
-            pickles = sorted(item.name for item in path.iterdir() if item.suffix in _PICKLES)
-            pickle = f"; {pickles[0]} is a pickle, which is never loaded: save it as safetensors" if pickles else ""
-            raise AdapterError(f"{path}: {name} is missing{pickle}")
-        if file.is_symlink() and not _inside(file.resolve(), _link_root(path)):
-            raise AdapterError(f"{path}: {name} is a symbolic link that leaves the directory")
-        found.append(file.read_bytes())
-    return found[0], found[1]
+    try:
+        return _read_file(path, CONFIG), _read_file(path, WEIGHTS)
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read: {error}") from error
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    file = path / name
+    if file.is_symlink() and not file.resolve().is_relative_to(_link_root(path)):
+        raise AdapterError(f"{path}: {name} is a symbolic link that leaves the directory")
+    if not file.exists():
+        pickles = sorted(item.name for item in path.iterdir() if item.suffix in _PICKLES)
+        pickle = f"; {pickles[0]} is a pickle, which is never loaded: save it as safetensors" if pickles else ""
+        raise AdapterError(f"{path}: {name} is missing{pickle}")
+    if not file.is_file():
+        raise AdapterError(f"{path}: {name} is not a regular file")
+    return file.read_bytes()
 
 
 def _link_root(path: Path) -> Path:
@@ -266,17 +275,13 @@ def _link_root(path: Path) -> Path:
     return path
 
 
-def _inside(file: Path, root: Path) -> bool:
-    return file.is_relative_to(root)
-
-
 def _read_hub(name: str) -> tuple[bytes, bytes]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return tuple(Path(hf_hub_download(name, file)).read_bytes() for file in (CONFIG, WEIGHTS))  # type: ignore[return-value]
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise AdapterError(f"{name}: no such directory, and the hub has no RoAd adapter of that name: {error}") from error
 
 

@@ -10,6 +10,7 @@ kernel; chunks of a prompt go through torch's scaled_dot_product_attention, one 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,13 @@ class Span:
     pages: list[int]
 
 
+class Static(NamedTuple):
+    """A step of one new token for every request, in shapes that never change: see `static_decode`."""
+
+    tables: Tensor  # [requests, pages]
+    last: Tensor  # [requests] position of the new token
+
+
 @dataclass
 class Step:
     """One forward pass. The index tensors are made once and read by every layer."""
@@ -38,6 +46,7 @@ class Step:
     cache: PagedCache
     spans: list[Span] = field(default_factory=list)
     slots: Tensor = field(default_factory=lambda: torch.empty(0))  # [tokens] page · PAGE + offset
+    static: Static | None = None
 
     def begin(self, spans: list[Span]) -> None:
         device = self.cache.device
@@ -87,14 +96,16 @@ def attention(
 ) -> tuple[Tensor, None]:
     """query [1, heads, tokens, d], key and value [1, kv_heads, tokens, d] → [1, tokens, heads, d]."""
     step: Step = module.roadkit_step  # type: ignore[assignment]
-    keys, values = step.cache.layer(module.layer_idx, key.shape[1], key.shape[3])  # type: ignore[arg-type]
+    keys, values = step.cache.layer(module.layer_idx, key.shape[1], key.shape[3], key.dtype)  # type: ignore[arg-type]
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    wide = query if query.dtype is torch.float32 else query.float()
-    q, k, v = wide[0].transpose(0, 1), key[0].transpose(0, 1).float(), value[0].transpose(0, 1).float()
-    out = torch.empty(q.shape, device=q.device)
+    window = sliding_window or 0
+    q, k, v = (x[0].transpose(0, 1).to(keys.dtype) for x in (query, key, value))  # [tokens, heads, d]
     library = native.load() if q.device.type == "cpu" else None
     _store(library, k, v, keys, values, step.slots)
-    window = sliding_window or 0
+    if step.static is not None:
+        out = _attend_static(step.static, q, keys, values, scale, softcap, window)
+        return out.unsqueeze(0).to(query.dtype), None
+    out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
     rest = step.spans
     if library is not None and step.last.numel():
         _attend_native(library, step, q, out, keys, values, scale, softcap or 0.0, window)
@@ -166,6 +177,20 @@ def _attend(span: Span, q, k, v, keys, values, scale, softcap, window) -> Tensor
             query, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=shared
         )
     return out[0].transpose(0, 1)
+
+
+def _attend_static(static: Static, q: Tensor, keys, values, scale, softcap, window) -> Tensor:
+    """One new token of every request over its whole table, masked: fixed shapes, nothing read back to the host."""
+    k = keys[static.tables].permute(0, 2, 1, 4, 3).flatten(2, 3)  # [requests, kv_heads, positions, d]
+    v = values[static.tables].permute(0, 2, 1, 3, 4).flatten(2, 3)
+    to, at = torch.arange(k.shape[2], device=q.device), static.last.unsqueeze(1)
+    mask = (to <= at) & (to > at - window) if window else to <= at
+    mask, query = mask.view(len(q), 1, 1, -1), q.unsqueeze(2)
+    if softcap:
+        return _softcapped(query, k, v, mask, scale, softcap).squeeze(2)
+    shared = query.shape[1] != k.shape[1]
+    out = nn.functional.scaled_dot_product_attention(query, k, v, attn_mask=mask, scale=scale, enable_gqa=shared)
+    return out.squeeze(2)
 
 
 def _softcapped(query: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:

@@ -183,6 +183,11 @@ class Bank:
         if row.slot != IDENTITY:
             self._users[row.slot] -= 1
 
+    @property
+    def address(self) -> int:
+        """Where the rows lie; changes when the bank grows, and captured graphs are then stale."""
+        return self._buffer.data_ptr()
+
     def heads_of(self, row: Row) -> Mapping:
         """The heads that a row's adapters bring along; {} for most."""
         return self._slot_heads.get(row.slot, {})

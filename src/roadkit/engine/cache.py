@@ -25,6 +25,7 @@ class PagedCache:
 
     def __init__(self, num_pages: int, *, device: torch.device):
         self.num_pages, self.device = num_pages, device
+        self.spare_page = num_pages  # where padding writes; nobody reads it
         self.keys: dict[int, Tensor] = {}  # layer → [pages, kv_heads, head_dim, PAGE], transposed for kernels.c
         self.values: dict[int, Tensor] = {}  # layer → [pages, kv_heads, PAGE, head_dim]
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_pages))
@@ -36,11 +37,13 @@ class PagedCache:
     def num_free(self) -> int:
         return len(self._free)
 
-    def layer(self, index: int, num_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
-        """The key and value pool of one layer, float32."""
-        if index not in self.keys:  # torch.empty: the system commits a page of memory when it is first written
-            self.keys[index] = torch.empty(self.num_pages, num_heads, head_dim, PAGE, device=self.device)
-            self.values[index] = torch.empty(self.num_pages, num_heads, PAGE, head_dim, device=self.device)
+    def layer(self, index: int, num_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The key and value pool of one layer; float32 on the CPU, whose kernels read that."""
+        if index not in self.keys:  # zeros: on the CPU the system commits memory when it is first written
+            dtype = torch.float32 if self.device.type == "cpu" else dtype
+            pool = (self.num_pages + 1, num_heads)
+            self.keys[index] = torch.zeros(*pool, head_dim, PAGE, device=self.device, dtype=dtype)
+            self.values[index] = torch.zeros(*pool, PAGE, head_dim, device=self.device, dtype=dtype)
         return self.keys[index], self.values[index]
 
     def allocate(self, count: int) -> list[int] | None:

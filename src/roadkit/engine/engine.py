@@ -206,7 +206,7 @@ class Engine:
                 f"the prompt has {len(token_ids)} tokens and max_tokens is {request.max_tokens}, "
                 f"together at most {longest} fit the context"
             )
-        end_ids = self.end_ids | frozenset(request.stop_token_ids)
+        end_ids = frozenset(token for token in {*self.end_ids, *request.stop_token_ids} if 0 <= token < vocab)
         return scheduling.Sequence(
             id=next(self._ids),
             request=request,

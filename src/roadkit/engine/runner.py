@@ -22,6 +22,7 @@ from .cache import PagedCache
 from .norms import fuse_norms
 from .packed import Weights, pack
 from .scheduler import Sequence
+from .static_decode import StaticDecode
 
 log = logging.getLogger("roadkit.engine")
 
@@ -43,6 +44,7 @@ class Runner:
     def __init__(self, model: PreTrainedModel, cache: PagedCache, *, weights: Weights | None = None):
         self.model, self.cache = model.eval(), cache
         self.attention = install(model, cache)
+        self.decode: StaticDecode | None = None
         self.packed = pack(model, weights=weights) if cache.device.type == "cpu" else {}
         num_norms = fuse_norms(model) if model.dtype is torch.float32 else 0
         log.info("%d linear layers are packed for the fused kernel, %d norms fused", len(self.packed), num_norms)
@@ -55,9 +57,18 @@ class Runner:
         packed.layer = layer
         return lambda: setattr(packed, "layer", None)
 
+    def _static(self, bank: Bank) -> StaticDecode | None:
+        """Captured decode steps, on CUDA."""
+        if self.decode is None and self.cache.device.type == "cuda":
+            self.decode = StaticDecode(self.model, self.attention, bank)
+        return self.decode
+
     @torch.inference_mode()
     def step(self, batch: list[tuple[Sequence, int]], bank: Bank) -> list[Scored]:
         """Run `count` tokens of each sequence; logits of those that have no tokens left to compute."""
+        static = self._static(bank)
+        if static is not None and static.fits(batch):
+            return [Scored(sequence, last, None) for (sequence, _), last in zip(batch, static.run(batch), strict=True)]
         ids: list[int] = []
         positions: list[int] = []
         rows: list[int] = []

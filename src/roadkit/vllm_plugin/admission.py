@@ -1,0 +1,81 @@
+"""Before a request is accepted: its adapter is loaded and checked, so that a bad one costs one request, not the engine.
+
+    guard()      # vLLM's LLMEngine and AsyncLLM now check an adapter when the first request with it arrives
+
+vLLM loads an adapter when it schedules the request; an exception there ends the engine (0.32). Both front ends can load
+one beforehand through their own `add_lora`, whose errors come back to the caller, so this asks them to.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import OrderedDict
+from typing import Any
+
+from .support import settings_of
+
+_REMEMBERED = 65536
+
+
+def guard() -> None:
+    """Wrap `add_request` of the two front ends. Engines without RoAd are passed through."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    LLMEngine.add_request = _guarded(LLMEngine.add_request)  # type: ignore[method-assign]
+    AsyncLLM.add_request = _guarded_async(AsyncLLM.add_request)  # type: ignore[method-assign]
+
+
+def _guarded(original: Any) -> Any:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def add_request(self: Any, *args: Any, **options: Any) -> Any:
+        request = _unknown_adapter(self, signature, args, options)
+        if request is not None:
+            self.add_lora(request)
+            _remember(self, request)
+        return original(self, *args, **options)
+
+    return add_request
+
+
+def _guarded_async(original: Any) -> Any:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    async def add_request(self: Any, *args: Any, **options: Any) -> Any:
+        request = _unknown_adapter(self, signature, args, options)
+        if request is not None:
+            await self.add_lora(request)
+            _remember(self, request)
+        return await original(self, *args, **options)
+
+    return add_request
+
+
+def _unknown_adapter(engine: Any, signature: inspect.Signature, args: tuple, options: dict) -> Any:
+    """The adapter of this call, where RoAd is on and the engine has not accepted it before; else None."""
+    if settings_of(engine.vllm_config) is None:
+        return None
+    arguments = signature.bind(engine, *args, **options).arguments
+    request = arguments.get("lora_request") or getattr(arguments["prompt"], "lora_request", None)
+    if request is None or _key(request) in _accepted(engine):
+        return None
+    return request
+
+
+def _remember(engine: Any, request: Any) -> None:
+    accepted = _accepted(engine)
+    accepted[_key(request)] = None
+    if len(accepted) > _REMEMBERED:
+        accepted.popitem(last=False)
+
+
+def _accepted(engine: Any) -> OrderedDict:
+    return engine.__dict__.setdefault("roadkit_accepted", OrderedDict())
+
+
+def _key(request: Any) -> tuple:
+    return request.lora_int_id, request.lora_name, request.lora_path, request.load_inplace

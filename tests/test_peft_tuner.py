@@ -1,0 +1,501 @@
+"""roadkit's layer inside PEFT: the same numbers and files as PEFT's own RoAd layer, and more kinds of base layers."""
+
+import copy
+
+import pytest
+import torch
+from peft import (
+    LoraConfig,
+    PeftModel,
+    RoadConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.tuners.road import RoadLayer
+from peft.tuners.road.layer import Linear as PeftRoadLinear
+from torch import nn
+
+from roadkit.errors import AdapterError, AlgebraError, ModelError
+from roadkit.peft_tuner import RoadLinear, disable_peft, enable_peft
+from roadkit.rotation import VARIANTS, rotate
+
+GROUP_SIZES = [2, 8, 32]
+
+
+@pytest.fixture(autouse=True)
+def enabled():
+    enable_peft()
+    yield
+    disable_peft()
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(3, 250, (4, 9))
+
+
+def road(**changes):
+    """A config whose adapters start far from the identity."""
+    return RoadConfig(**{"group_size": 8, "target_modules": "all-linear", "init_weights": False} | changes)
+
+
+def soften(model):
+    """PEFT's random start has scales near zero; bring them to where training moves them, so that all is invertible."""
+    for name, parameter in model.named_parameters():
+        if "road_alpha" in name:
+            parameter.data.uniform_(0.7, 1.3)
+        if "road_theta" in name:
+            parameter.data.uniform_(-0.5, 0.5)
+    return model
+
+
+def adapted(model, *configs):
+    """`model` with one adapter a config, named one, two, three …"""
+    peft_model = get_peft_model(model, configs[0], adapter_name="one")
+    for name, config in zip(["two", "three", "four"], configs[1:], strict=False):
+        peft_model.add_adapter(name, config)
+    return soften(peft_model).eval()
+
+
+def layers(model):
+    return [module for module in model.modules() if isinstance(module, RoadLayer)]
+
+
+# ---- agreement with PEFT ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen"])  # without and with biases
+def test_same_logits_and_gradients_as_peft(variant, group_size, family, ids, request, close):
+    make = request.getfixturevalue(family)
+    config = road(variant=variant, group_size=group_size)
+    disable_peft()
+    theirs = soften(get_peft_model(make(), config))
+    enable_peft()
+    ours = get_peft_model(make(), config)
+    ours.load_state_dict(theirs.state_dict())
+    assert {type(layer) for layer in layers(theirs)} == {PeftRoadLinear}
+    assert {type(layer) for layer in layers(ours)} == {RoadLinear}
+    outputs = [model(input_ids=ids, labels=ids) for model in (ours, theirs)]
+    torch.testing.assert_close(outputs[0].logits, outputs[1].logits, rtol=0, atol=1e-5)
+    for output in outputs:
+        output.loss.backward()
+    expected = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        assert parameter.requires_grad == expected[name].requires_grad
+        if parameter.requires_grad:
+            scale = expected[name].grad.abs().max()
+            close(parameter.grad / scale / 10, expected[name].grad / scale / 10)
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_saved_adapters_move_both_ways(ours_first, variant, tiny_llama, ids, tmp_path):
+    switches = [enable_peft, disable_peft] if ours_first else [disable_peft, enable_peft]
+    switches[0]()
+    first = soften(get_peft_model(tiny_llama(), road(variant=variant))).eval()
+    first.save_pretrained(tmp_path)
+    switches[1]()
+    second = PeftModel.from_pretrained(tiny_llama(), tmp_path).eval()
+    assert type(layers(first)[0]) is not type(layers(second)[0])
+    saved, loaded = get_peft_model_state_dict(first), get_peft_model_state_dict(second)
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+    with torch.no_grad():
+        torch.testing.assert_close(first(input_ids=ids).logits, second(input_ids=ids).logits, rtol=0, atol=1e-5)
+
+
+def test_enable_and_disable_are_idempotent(tiny_llama):
+    for switch, expected in [(enable_peft, RoadLinear), (disable_peft, PeftRoadLinear), (enable_peft, RoadLinear)]:
+        switch()
+        switch()
+        assert type(layers(get_peft_model(tiny_llama(), road()))[0]) is expected
+
+
+def test_other_methods_are_left_alone(tiny_llama):
+    assert not layers(get_peft_model(tiny_llama(), LoraConfig(target_modules="all-linear")))
+
+
+def test_starts_at_the_base_model_exactly(tiny_llama, ids):
+    base = tiny_llama()
+    with torch.no_grad():
+        expected = base(input_ids=ids).logits
+        assert torch.equal(get_peft_model(base, road(init_weights=True))(input_ids=ids).logits, expected)
+
+
+def test_inject_adapter_in_model_builds_our_layer(tiny_llama, ids):
+    model = inject_adapter_in_model(road(), tiny_llama())
+    state = {name: torch.full_like(value, 0.5) for name, value in get_peft_model_state_dict(model).items()}
+    set_peft_model_state_dict(model, state)
+    assert {type(layer) for layer in layers(model)} == {RoadLinear}
+    assert all((layer.road_theta["default"] == 0.5).all() for layer in layers(model))
+
+
+def test_a_layer_that_is_not_linear_is_refused():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3))
+    with pytest.raises(ModelError, match=r"Target module Conv2d\(4, 4.* is not supported"):
+        get_peft_model(model, RoadConfig(target_modules=["0"], group_size=2))
+
+
+@pytest.mark.parametrize("group_size", [64, 4])
+def test_a_width_that_the_group_size_does_not_divide_is_refused(group_size):
+    with pytest.raises(ValueError, match=rf"must be divisible by group_size \({group_size}\)"):
+        get_peft_model(nn.Sequential(nn.Linear(10, 30)), RoadConfig(target_modules=["0"], group_size=group_size))
+
+
+# ---- several adapters -------------------------------------------------------------------------------------------
+
+
+def test_active_adapters_apply_in_order(tiny_llama, ids, close):
+    model = adapted(
+        tiny_llama(), road(variant="road_2", target_modules=["down_proj"]), road(target_modules=["down_proj"])
+    )
+    layer = layers(model)[0]
+    model.base_model.set_adapter(["one", "two"])
+    x = torch.randn(3, 128)
+    h = layer.base_layer(x)
+    for name in ("one", "two"):
+        a, b, size = layer._lowered(name)
+        h = rotate(h, a, b, size)
+    close(layer(x), h)
+    model.base_model.set_adapter(["two", "one"])
+    assert not torch.allclose(layer(x), h, atol=1e-3)
+
+
+def test_disable_set_and_delete_adapter(tiny_llama, ids):
+    base = tiny_llama()
+    with torch.no_grad():
+        plain = base(input_ids=ids).logits
+        model = adapted(base, road(), road(variant="road_4"))
+        one = model(input_ids=ids).logits
+        with model.disable_adapter():
+            assert torch.equal(model(input_ids=ids).logits, plain)
+        model.set_adapter("two")
+        other = model(input_ids=ids).logits
+        assert not torch.allclose(one, other) and not torch.allclose(one, plain)
+        model.set_adapter("one")
+        model.delete_adapter("two")
+        assert torch.equal(model(input_ids=ids).logits, one)
+    assert all(layer.variant.keys() == layer.group_size.keys() == {"one"} for layer in layers(model))
+
+
+def test_only_the_active_adapter_trains(tiny_llama, ids):
+    model = adapted(tiny_llama(), road(), road())
+    model.set_adapter("two")
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all((p.grad is not None) == name.endswith(".two") for name, p in model.named_parameters() if "road_" in name)
+
+
+# ---- mixed batches ----------------------------------------------------------------------------------------------
+
+
+MIXED = [road(), road(variant="road_2", group_size=32), road(variant="road_4"), road(target_modules=["q_proj"])]
+NAMES = ["three", "__base__", "one", "four", "two", "one"]
+
+
+def each_alone(model, ids, names):
+    """Every row's logits from a batch in which its adapter serves all rows."""
+    outputs = []
+    for row, name in enumerate(names):
+        if name == "__base__":
+            with model.disable_adapter():
+                outputs.append(model(input_ids=ids).logits[row])
+        else:
+            model.set_adapter(name)
+            outputs.append(model(input_ids=ids).logits[row])
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_mixed_batch_equals_each_row_alone(dtype, tiny_llama, close):
+    ids = torch.randint(3, 250, (len(NAMES), 9))
+    model = adapted(tiny_llama().to(dtype), *MIXED)
+    with torch.no_grad():
+        expected = each_alone(model, ids, NAMES)
+        mixed = model(input_ids=ids, adapter_names=NAMES).logits
+    assert mixed.dtype == dtype
+    scale = expected.abs().max()
+    close(mixed / scale, expected / scale)
+    assert (mixed - expected[:1]).abs().max() > 0.1  # the rows do differ
+
+
+def test_mixed_layer_equals_each_row_alone_exactly():
+    model = get_peft_model(nn.Sequential(nn.Linear(16, 64)), road(target_modules=["0"]), adapter_name="one")
+    model.add_adapter("two", road(target_modules=["0"], variant="road_2"))
+    model.eval()
+    h = layers(model)[0]
+    x = torch.randn(3, 5, 16)
+    with torch.no_grad():
+        mixed = h(x, adapter_names=["two", "__base__", "one"])
+        assert torch.equal(mixed[1], h.base_layer(x)[1])
+        for row, name in [(0, "two"), (2, "one")]:
+            alone = h(x, adapter_names=[name] * 3)
+            assert torch.equal(mixed[row], alone[row])
+
+
+def test_mixed_batch_sees_changed_parameters(tiny_llama, ids):
+    model = adapted(tiny_llama(), road(), road())
+    names = ["one", "two", "__base__", "two"]
+    with torch.no_grad():
+        before = model(input_ids=ids, adapter_names=names).logits
+        for layer in layers(model):
+            layer.road_theta["two"].data.add_(0.3)  # unseen by the version counter
+        after = model(input_ids=ids, adapter_names=names).logits
+    changed = (before != after).flatten(1).any(1)
+    assert changed.tolist() == [False, True, False, True]
+
+
+def test_mixed_generation_equals_each_alone(tiny_llama):
+    ids = torch.randint(3, 250, (3, 6))
+    model = adapted(tiny_llama(), road(), road(variant="road_2"))
+    names = ["two", "__base__", "one"]
+    options = {"max_new_tokens": 5, "do_sample": False, "min_new_tokens": 5}
+    together = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), adapter_names=names, **options)
+    for row, name in enumerate(names):
+        alone = model.generate(
+            input_ids=ids[row : row + 1], attention_mask=torch.ones(1, 6).long(), adapter_names=[name], **options
+        )
+        assert torch.equal(together[row], alone[0])
+
+
+def test_mixed_batch_in_eval_mode_has_gradients(tiny_llama, ids):
+    """PEFT's layer has them."""
+    model = adapted(tiny_llama(), road(), road())
+    model.set_adapter("one")
+    model(input_ids=ids, labels=ids, adapter_names=["one", "__base__", "one", "two"]).loss.backward()
+    assert all(layer.road_theta["one"].grad.abs().sum() > 0 for layer in layers(model))
+
+
+def test_mixed_batch_is_refused_as_peft_refuses_it(tiny_llama, ids):
+    model = adapted(tiny_llama(), road(), road())
+    with pytest.raises(AdapterError, match="Length of `adapter_names` should be the same as the number of inputs"):
+        model(input_ids=ids, adapter_names=["one"])
+    with pytest.raises(AdapterError, match=r"non-existing adapter\(s\): x, y"):
+        model(input_ids=ids, adapter_names=["y", "x", "one", "__base__"])
+    model.train()
+    with pytest.raises(AdapterError, match="when the model is in training mode"):
+        model(input_ids=ids, adapter_names=["one"] * 4)
+    model.eval()
+    model.merge_adapter(["one"])
+    with pytest.raises(AdapterError, match="when there are merged adapters"):
+        model(input_ids=ids, adapter_names=["one"] * 4)
+
+
+def test_a_failed_mixed_batch_leaves_no_hooks(tiny_llama, ids):
+    model = adapted(tiny_llama(), road(), road())
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        with pytest.raises(AdapterError):
+            model(input_ids=ids, adapter_names=["one"])
+        assert torch.equal(model(input_ids=ids).logits, expected)
+    assert not any(layer._forward_pre_hooks for layer in layers(model))
+
+
+# ---- merging ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen", "tiny_gpt2"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_merge_equals_forward_and_unmerge_undoes_it(family, variant, ids, request, close):
+    base = request.getfixturevalue(family)()
+    before = copy.deepcopy(base.state_dict())
+    with torch.no_grad():
+        model = adapted(base, road(variant=variant), road())
+        model.base_model.set_adapter(["one", "two"])
+        expected = model(input_ids=ids).logits
+        model.merge_adapter(safe_merge=True)
+        assert all(layer.merged_adapters == ["one", "two"] for layer in layers(model))
+        torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
+        model.unmerge_adapter()
+        torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
+    for name, value in model.get_base_model().state_dict().items():
+        if name.replace(".base_layer", "") in before:
+            close(value, before[name.replace(".base_layer", "")])
+
+
+def test_merge_and_unload_gives_a_plain_model(tiny_gpt2, ids):
+    with torch.no_grad():
+        model = adapted(tiny_gpt2(), road(variant="road_2"))
+        expected = model(input_ids=ids).logits
+        plain = model.merge_and_unload()
+        torch.testing.assert_close(plain(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
+    assert not layers(plain)
+
+
+def test_disabling_a_merged_adapter_unmerges_it(tiny_llama, ids):
+    base = tiny_llama()
+    with torch.no_grad():
+        plain = base(input_ids=ids).logits
+        model = adapted(base, road())
+        model.merge_adapter()
+        with model.disable_adapter():
+            torch.testing.assert_close(model(input_ids=ids).logits, plain, rtol=1e-4, atol=1e-5)
+    assert not any(layer.merged for layer in layers(model))
+
+
+def test_16_bit_weights_are_rounded_once():
+    """Two merged adapters and their unmerging stay within a rounding of the storage each."""
+    model = get_peft_model(nn.Sequential(nn.Linear(16, 64)).bfloat16(), road(target_modules=["0"]), adapter_name="one")
+    model.add_adapter("two", road(target_modules=["0"], variant="road_2"))
+    layer = layers(soften(model))[0]
+    original = layer.base_layer.weight.detach().clone()
+    exact = original.double()
+    for name in ("one", "two"):
+        a, b, size = layer._lowered(name)
+        exact = rotate(exact.t(), a.double(), b.double(), size).t()
+    layer.merge(adapter_names=["one", "two"])
+    assert torch.equal(layer.base_layer.weight, exact.bfloat16())
+    layer.unmerge()
+    rounding = torch.finfo(torch.bfloat16).eps
+    assert (layer.base_layer.weight - original).norm() <= 2 * rounding * original.norm()
+
+
+def test_safe_merge_refuses_nan_and_changes_nothing(tiny_qwen):
+    model = adapted(tiny_qwen(), road())
+    layer = layers(model)[0]
+    before = layer.base_layer.weight.detach().clone()
+    layer.road_alpha["one"].data[3] = torch.nan
+    with pytest.raises(AdapterError, match="NaNs detected in the merged weights. The adapter one seems to be broken"):
+        model.merge_adapter(safe_merge=True)
+    assert torch.equal(layer.base_layer.weight, before) and not layer.merged
+
+
+def test_a_singular_block_is_not_unmerged_silently(tiny_llama):
+    model = adapted(tiny_llama(), road())
+    *_, last = layers(model)
+    last.road_alpha["one"].data[3] = 0
+    model.merge_adapter()
+    merged = copy.deepcopy(model.state_dict())
+    with pytest.raises(AlgebraError, match=r"layers\.1\.mlp\.down_proj: adapter 'one', pair 3: .*cannot be inverted"):
+        model.unmerge_adapter()
+    assert all(torch.equal(value, merged[name]) for name, value in model.state_dict().items())
+    assert all(layer.merged_adapters == ["one"] for layer in layers(model))
+
+
+def test_unmerging_twice_warns(tiny_llama):
+    layer = layers(adapted(tiny_llama(), road()))[0]
+    with pytest.warns(UserWarning, match="Already unmerged"):
+        layer.unmerge()
+
+
+# ---- base layers and trainers -----------------------------------------------------------------------------------
+
+
+def test_gpt2_trains(tiny_gpt2, ids):
+    model = get_peft_model(tiny_gpt2(), road(target_modules=["c_attn", "c_proj", "c_fc"]))
+    assert {type(layer.base_layer).__name__ for layer in layers(model)} == {"Conv1D"}
+    found = losses(model, ids)
+    assert found[-1] < found[0]
+
+
+def losses(model, ids, steps=4):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    found = []
+    for _ in range(steps):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    return found
+
+
+def test_bfloat16_base_trains_float32_adapters(tiny_llama, ids):
+    model = get_peft_model(tiny_llama().bfloat16(), road(init_weights=True))
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    found = losses(model, ids)
+    assert found[-1] < found[0]
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_llama, ids, close):
+    found = []
+    for checkpointed in (False, True):
+        torch.manual_seed(1)
+        model = soften(get_peft_model(tiny_llama(), road())).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model(input_ids=ids, labels=ids).loss.backward()
+        found.append([p.grad for p in model.parameters() if p.requires_grad])
+    for one, other in zip(*found, strict=True):
+        close(one, other)
+
+
+@pytest.fixture
+def int8(tiny_llama):
+    torchao = pytest.importorskip("torchao.quantization")
+
+    def make(config):
+        model = tiny_llama()
+        torchao.quantize_(model, getattr(torchao, config)(version=2))
+        return model
+
+    return make
+
+
+def test_int8_base_trains_as_its_float_copy_does(int8, tiny_llama, ids):
+    quantised, copied = int8("Int8WeightOnlyConfig"), tiny_llama()
+    for name, module in quantised.named_modules():
+        if isinstance(module, nn.Linear):
+            copied.get_submodule(name).weight.data = module.weight.dequantize().float()
+    config = road(init_weights=True)
+    results = [losses(get_peft_model(model, config), ids) for model in (quantised, copied)]
+    assert results[0][-1] < results[0][0]
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
+
+
+def test_int8_base_refuses_merging_before_anything_is_changed(int8):
+    model = get_peft_model(int8("Int8WeightOnlyConfig"), road())
+    for merge in (model.merge_adapter, model.merge_and_unload, layers(model)[0].merge):
+        with pytest.raises(ModelError, match="base weights stored as Int8Tensor would be rounded again"):
+            merge()
+    assert not any(layer.merged for layer in layers(model))
+
+
+def test_a_base_that_passes_no_gradient_back_is_refused(int8, ids):
+    model = get_peft_model(int8("Int8DynamicActivationInt8WeightConfig"), road()).train()
+    with pytest.raises(ModelError, match="passes no gradient back"):
+        model(input_ids=ids)
+    with torch.no_grad():
+        model.eval()(input_ids=ids)
+
+
+def test_lora_around_road(tiny_llama, ids):
+    """The paper's multimodal recipe, z = R(Wx) + BAx: RoAd injected first, LoRA around it."""
+    model = get_peft_model(tiny_llama(), road()).base_model.model
+    with pytest.warns(UserWarning, match="Already found a `peft_config`"):
+        model = inject_adapter_in_model(LoraConfig(r=2, target_modules=["down_proj"]), model, adapter_name="lora")
+    layer = next(module for name, module in model.named_modules() if name.endswith("down_proj"))
+    assert isinstance(layer.base_layer, RoadLinear)
+    assert model(input_ids=ids, labels=ids).loss.isfinite()
+
+
+@pytest.mark.slow
+def test_sft_trainer_trains_our_layer(tiny_llama, tmp_path):
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    rows = datasets.Dataset.from_list([{"input_ids": torch.randint(3, 250, (12,)).tolist()} for _ in range(8)])
+    arguments = trl.SFTConfig(
+        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to="none", use_cpu=True,
+        learning_rate=5e-3, save_strategy="no", bf16=False,
+    )  # fmt: skip
+    trainer = trl.SFTTrainer(
+        model=tiny_llama(), args=arguments, train_dataset=rows, peft_config=road(init_weights=True),
+        processing_class=tokenizer(),
+    )  # fmt: skip
+    trainer.train()
+    assert {type(layer) for layer in layers(trainer.model)} == {RoadLinear}
+    assert all(layer.road_theta["default"].abs().sum() > 0 for layer in layers(trainer.model))
+    trainer.save_model(str(tmp_path / "adapter"))
+    disable_peft()
+    assert type(layers(PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter"))[0]) is PeftRoadLinear
+
+
+def tokenizer():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(253))])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
