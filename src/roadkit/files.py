@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -50,8 +51,12 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 
 @contextmanager
 def replaced_directory(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield an empty temporary directory that takes the place of `path` when the block ends without an error."""
-    path = Path(path)
+    """Yield an empty temporary directory that takes the place of `path` when the block ends without an error.
+
+    An old directory at `path` is deleted. Raises `FileExistsError` where that would take more than an older version of
+    the same: a folder with none of the new files, or with subfolders that the new one lacks.
+    """
+    path = Path(os.path.realpath(path))  # a link stays a link, and what it names is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
@@ -62,16 +67,35 @@ def replaced_directory(path: str | os.PathLike) -> Iterator[Path]:
                 with open(file, "rb") as opened:
                     os.fsync(opened.fileno())
         _sync_directory(temporary)
-        if not path.exists():
-            os.rename(temporary, path)
-        elif not _exchange(temporary, path):  # a kernel without RENAME_EXCHANGE: two renames, briefly no directory
-            old = temporary.with_suffix(".old")
-            os.rename(path, old)
-            os.rename(temporary, path)
-            temporary = old
+        if not _move(temporary, path):
+            _check_same_kind(path, temporary)
+            if not _exchange(temporary, path):  # no RENAME_EXCHANGE here: two renames, briefly no directory
+                old = temporary.with_suffix(".old")
+                os.rename(path, old)
+                os.rename(temporary, path)
+                temporary = old
         _sync_directory(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move(source: Path, target: Path) -> bool:
+    """Rename a directory to a name that is free or an empty directory's; False where it is neither."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def _check_same_kind(old: Path, new: Path) -> None:
+    kept, made = {item.name: item for item in old.iterdir()}, {item.name for item in new.iterdir()}
+    lost = sorted(name + "/" for name, item in kept.items() if name not in made and item.is_dir())
+    if not kept.keys() & made or lost:
+        found = ", ".join((lost or sorted(kept))[:3])
+        raise FileExistsError(f"{old} holds other things ({found}), which would be deleted; name a new folder")
 
 
 def _exchange(one: Path, other: Path) -> bool:

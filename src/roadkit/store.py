@@ -83,17 +83,19 @@ def save(adapter: Adapter, path: str | os.PathLike, *, extra_files: Mapping[str,
     """Write a PEFT directory in one step: a reader or a crash meets the old directory or the new one.
 
     A computed adapter is written as road_1 where every block is a scaled rotation, else as road_2.
-    Raises `AdapterError` for an adapter whose layers have different group sizes, which PEFT's format cannot hold.
+    Raises `AdapterError` for an adapter whose layers have different group sizes, which PEFT's format cannot hold, and
+    for a path where something other than an adapter would be deleted.
     """
     _check_finite(adapter, "the adapter cannot be saved")
     config, weights = serialize(adapter)
     if Path(path).exists() and not Path(path).is_dir():
         raise AdapterError(f"{path}: is a file; an adapter is saved as a directory")
-    with replaced_directory(path) as folder:
-        (folder / CONFIG).write_bytes(config)
-        (folder / WEIGHTS).write_bytes(weights)
-        for name, content in (extra_files or {}).items():
-            (folder / name).write_bytes(content)
+    try:
+        with replaced_directory(path) as folder:
+            for name, content in {**(extra_files or {}), CONFIG: config, WEIGHTS: weights}.items():
+                (folder / name).write_bytes(content)
+    except FileExistsError as error:
+        raise AdapterError(str(error)) from error
 
 
 def serialize(adapter: Adapter) -> tuple[bytes, bytes]:
@@ -239,7 +241,7 @@ def _check_values(parameters, heads, problems: list[str]) -> None:
             flat |= {f"{module}.road_theta": theta, f"{module}.road_alpha": alpha}
     for name, tensor in flat.items():
         if tensor.is_floating_point():
-            bad = int((~tensor.float().isfinite()).sum())  # float8 knows no isfinite
+            bad = int((~(tensor.float() if tensor.itemsize == 1 else tensor).isfinite()).sum())  # float8 has no isfinite
             if bad:
                 problems.append(f"{name}: {bad} of {tensor.numel()} values are not finite")
         if name.endswith(("road_theta", "road_alpha")) and tensor.dtype not in FLOATS:
@@ -247,8 +249,18 @@ def _check_values(parameters, heads, problems: list[str]) -> None:
 
 
 def _read_directory(path: Path) -> tuple[bytes, bytes]:
+    """Both files of one version: where the directory was replaced between the two reads, they are read again."""
     try:
-        return _read_file(path, CONFIG), _read_file(path, WEIGHTS)
+        while True:
+            before = os.stat(path).st_ino
+            try:
+                contents = _read_file(path, CONFIG), _read_file(path, WEIGHTS)
+            except (AdapterError, OSError):
+                if os.stat(path).st_ino == before:
+                    raise
+            else:
+                if os.stat(path).st_ino == before:
+                    return contents
     except OSError as error:
         raise AdapterError(f"{path}: cannot be read: {error}") from error
 

@@ -100,7 +100,7 @@ class Bank:
         self._slot_heads: dict[int, Mapping] = {}
         self._users: dict[int, int] = {}
         self._free = list(range(slots, 0, -1))
-        self._version: dict[str, int] = {}
+        self._content: dict[str, str] = {}  # name → content hash, known once it has been read
         named = modules.linear_layers(model) if target_layers else {}
         unknown = [name for name in target_layers if name not in named]
         if unknown:
@@ -126,7 +126,7 @@ class Bank:
             raise AdapterError(f"adapter {name!r}: no such directory: {os.fspath(source)}")
         self._sources[name] = source
         self._loaded.pop(name, None)
-        self._version[name] = self._version.get(name, 0) + 1
+        self._content.pop(name, None)
 
     def remove(self, name: str) -> None:
         """Forget a name; rows in use stay until released."""
@@ -134,18 +134,22 @@ class Bank:
             raise ExpressionError(f"no adapter {name!r}")
         del self._sources[name]
         self._loaded.pop(name, None)
+        self._content.pop(name, None)
 
     def adapter(self, name: str) -> Adapter:
         """The adapter of a registered name, read from its directory when it is not in memory."""
-        source = self._sources[name]
+        source = self._sources.get(name)
+        if source is None:
+            raise ExpressionError(f"adapter {name!r} has been removed")
         if isinstance(source, Adapter):
+            self._content[name] = source.content_hash
             return source
         if name in self._loaded:
             self._loaded.move_to_end(name)
             return self._loaded[name]
         loaded = Adapter.load(source)
         modules.match(self.model, loaded)
-        self._loaded[name] = loaded
+        self._loaded[name], self._content[name] = loaded, loaded.content_hash
         while len(self._loaded) > 8:  # rows hold what is in use; these only save a second read while composing
             self._loaded.popitem(last=False)
         return loaded
@@ -157,24 +161,27 @@ class Bank:
         return () if text is None else expression.parse(text, self._sources)
 
     def key(self, terms: tuple[expression.Term, ...]) -> str:
-        """What identifies a row's content: names with their versions, and strengths; '' for the base."""
-        return expression.canonical(
-            tuple(term._replace(name=f"{term.name}#{self._version[term.name]}") for term in terms)
-        )
+        """What identifies a row's content: the adapters' content hashes and strengths; '' for the base."""
+        for term in terms:
+            if term.name not in self._content:
+                self.adapter(term.name)
+        return expression.canonical(tuple(term._replace(name=self._content[term.name]) for term in terms))
 
     def acquire(self, terms: tuple[expression.Term, ...]) -> Row:
         """Make a composition resident and hold its slot until `release`. Raises `BankFull` when every slot is held."""
         if not terms:
             return Row(IDENTITY, "")
         key = self.key(terms)
-        slot = self._rows.get(key)
-        if slot is None:
+        if key not in self._rows:
             composed = expression.compose(terms, _Lookup(self))
-            self._grow(composed.layout.layers, composed.group_sizes)
-            slot = self._take_slot()
-            self._write(slot, composed)
-            self._rows[key] = slot
+            key = self.key(terms)  # a directory that was read again may hold something else by now
+            if key not in self._rows:
+                self._grow(composed.layout.layers, composed.group_sizes)
+                slot = self._take_slot()
+                self._write(slot, composed)
+                self._rows[key] = slot
         self._rows.move_to_end(key)
+        slot = self._rows[key]
         self._users[slot] = self._users.get(slot, 0) + 1
         return Row(slot, key)
 
