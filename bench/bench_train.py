@@ -2,10 +2,10 @@
 
     python bench/bench_train.py [--model smollm2] [--rounds 5] [--methods road_1,lora]     # last line: JSON
 
-Time: all methods stand on one copy of the weights in one process and take turns, a step each in every round; a
-method's ratio is taken to the floor of its own round, so a busy machine slows both. Memory: a process for each method;
-kept are the storages that live after the forward pass and did not before it, whether autograd saved them or a
-function hung them on its context, each counted once.
+Time: all methods stand on one copy of the weights in one process and take turns, a step each in every round, with a
+floor step before and after it to which its ratio is taken, so that a busy machine slows both. Memory: a process for
+each method; kept are the storages that live after the forward pass and did not before it, whether autograd saved them
+or a function hung them on its context, each counted once.
 """
 
 from __future__ import annotations
@@ -52,10 +52,16 @@ def run(
     steps = {method: Step(_adapted(base, method), ids) for method in methods}
     for step in steps.values():
         step()
-    seconds = [{method: step() for method, step in steps.items()} for _ in range(rounds)]
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
+    ratios: dict[str, list[float]] = {method: [] for method in methods[1:]}
+    for _ in range(rounds):
+        seconds["floor"].append(steps["floor"]())
+        for method in methods[1:]:
+            seconds[method].append(steps[method]())
+            seconds["floor"].append(steps["floor"]())
+            ratios[method].append(seconds[method][-1] / statistics.mean(seconds["floor"][-2:]))
     for method, row in rows.items():
-        row |= _summary("step_s", [taken[method] for taken in seconds])
-        row |= _summary("step_ratio", [taken[method] / taken["floor"] for taken in seconds])
+        row |= _summary("step_s", seconds[method]) | _summary("step_ratio", ratios.get(method, [1.0]))
         row["kept_ratio"] = round(row["kept_mb"] / rows["floor"]["kept_mb"], 3)
         if method in TARGETS:
             row["reached"] = [row["step_ratio"] <= TARGETS[method][0], row["kept_ratio"] <= TARGETS[method][1]]
@@ -164,8 +170,12 @@ def main() -> None:
     if method:
         del options["rounds"], options["methods"]
         print(json.dumps(_memory(method, **options)))
-    else:
-        print(json.dumps(run(**options)))
+        return
+    result = run(**options)
+    for name, row in result["methods"].items():
+        print(f"{name:12} step {row['step_s']:7.3f} s, {row['step_ratio']:.3f} x floor; kept {row['kept_mb']:7.1f} MB, "
+              f"{row['kept_ratio']:.3f} x; peak {row['peak_rss_mb']} MB; trains {row['trainable']:,}")  # fmt: skip
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def run(
     engines: tuple[str, ...] = ENGINES,
     eager: bool = False,
     starts: int = 1,
+    batches: tuple[int, ...] = (8, 32),
 ) -> dict:
     """Measure. → tokens per second (median, least, most) of each row, ratios within rounds, seconds to start.
 
@@ -76,10 +77,14 @@ def run(
                     worker = Worker(engine, path, folder, dtype=dtype, tokens=tokens, group_size=group_size, eager=eager)
                     workers[engine] = worker
                     begun[engine].append(worker.start_s)
-            rows = {name: row for name, row in MEASURED.items() if row[0] in engines}
+                    log(f"{engine} started in {worker.start_s:.0f} s")
+            rows = {name: row for name, row in MEASURED.items() if row[0] in engines and row[1] in batches}
             for engine, requests, adapters in rows.values():  # once unmeasured: pages, kernels, adapters into the bank
                 workers[engine].measure(requests, adapters)
-            speeds = [{name: workers[row[0]].measure(row[1], row[2]) for name, row in rows.items()} for _ in range(rounds)]
+            speeds = []
+            for i in range(rounds):
+                speeds.append({name: workers[row[0]].measure(row[1], row[2]) for name, row in rows.items()})
+                log(f"round {i + 1} of {rounds}: {({name: round(speed, 1) for name, speed in speeds[-1].items()})}")
         finally:
             for worker in workers.values():
                 worker.close()
@@ -196,6 +201,10 @@ def _write_adapters(model: str, folder: Path, group_size: int) -> None:
         (folder / f"lora{i}" / "adapter_config.json").write_text(json.dumps(config))
 
 
+def log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _summary(values: list[float], digits: int) -> dict[str, float]:
     found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
     return {key: round(value, digits) for key, value in found.items()}
@@ -222,6 +231,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--engines", default=",".join(ENGINES), help="leave one out to save its start-up")
     parser.add_argument("--starts", type=int, default=1, help="start plain and road this often, for road_start_over_plain")
+    parser.add_argument("--batches", default="8,32", help="requests at once")
     parser.add_argument("--eager", action="store_true", help="no compilation: to check that the benchmark runs")
     parser.add_argument("--json", action="store_true", help="only the JSON line")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -238,6 +248,7 @@ def main() -> None:
         engines=tuple(arguments.engines.split(",")),
         eager=arguments.eager,
         starts=arguments.starts,
+        batches=tuple(map(int, arguments.batches.split(","))),
     )
     if not arguments.json:
         print(_table(result))

@@ -192,7 +192,7 @@ def test_killed_writers_leave_the_old_or_the_new(tmp_path):
         time.sleep(delay)
         writer.kill()
         writer.communicate()
-        if (tmp_path / "folder").exists():
+        if seen or (tmp_path / "folder").exists():
             parts = contents(tmp_path / "folder")
             assert len(parts) == 1, "files of two versions side by side"
             assert len(os.listdir(tmp_path / "folder")) == 20

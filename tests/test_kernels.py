@@ -115,6 +115,14 @@ def test_any_layout_equals_the_loop(batch, tokens, shape, layout, prefix, index,
     assert torch.equal(h, before)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 3, 4)])
+@pytest.mark.parametrize("known", range(4))
+def test_rows_may_stop_early(backend, shape, known):
+    (a, b), h = vectors(1, 6), torch.randn(*shape, 6)
+    rows = torch.randint(SLOTS, shape[:known])
+    check(rotate_rows(h, rows, a, b, (2,)), rotate_rows_loop(h, rows, a, b, (2,)))
+
+
 def test_rows_may_be_strided(backend):
     (a, b), h, rows = vectors(1, 6), torch.randn(4, 3, 6), torch.randint(SLOTS, (3, 4)).t()
     assert not rows.is_contiguous()

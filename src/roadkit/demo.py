@@ -1,6 +1,7 @@
 """The demonstration: train four adapters on a real model, answer eight requests with them in one batch.
 
-for event in Demo("adapters").events(): ...        # `roadkit demo` prints them
+train_missing("smollm2", Path("adapters"), watch=lambda name: nullcontext(print))
+answers(engine, "What is the capital of Italy?")  # `roadkit demo` prints them side by side
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +19,7 @@ from .engine.engine import Engine
 from .engine.request import Completion, Request
 from .errors import AdapterError
 from .store import load
+from .train.progress import Progress
 
 ADAPTERS = ("json", "pirate", "formal", "brief")
 EXPRESSIONS = (None, *ADAPTERS, "formal*0.5", "pirate*1.2", "pirate*0.7 + brief*0.6")
@@ -41,8 +44,11 @@ class Speed:
     one_by_one: float
 
 
-def train_missing(model: str, folder: Path, *, progress: Callable[..., None] | None = None) -> list[str]:
-    """Train those of the four adapters that `folder` does not hold yet; returns their names."""
+def train_missing(model: str, folder: Path, *, watch: Callable[[str], AbstractContextManager[Progress]]) -> list[str]:
+    """Train those of the four adapters that `folder` does not hold yet; returns their names.
+
+    watch(name) is entered around each training and gives what is called after every step.
+    """
     missing = [name for name in ADAPTERS if not _usable(folder / name)]
     if not missing:
         return []
@@ -53,7 +59,8 @@ def train_missing(model: str, folder: Path, *, progress: Callable[..., None] | N
     data = files("roadkit") / "data" / "demo"
     for name in missing:
         recipe = Recipe(model=model, data=str(data / f"{name}.jsonl"), output=str(folder / name), **SETTINGS)
-        run(recipe, model=base, tokenizer=tokenizer, progress=progress)
+        with watch(name) as progress:
+            run(recipe, model=base, tokenizer=tokenizer, progress=progress)
     return missing
 
 

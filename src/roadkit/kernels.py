@@ -74,7 +74,7 @@ def rotate_rows(
 def rotate_rows_torch(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, group_sizes: tuple[int, ...]) -> Tensor:
     """The same in plain torch: one gather a plane, multiply, add. b [sizes, slots, d]. Compilers fuse it."""
     wide = h if h.dtype == torch.float64 else h.float()
-    rows = rows.view(*rows.shape, *[1] * (h.dim() - 1 - rows.dim()))
+    rows = rows[(...,) + (None,) * (h.dim() - 1 - rows.dim())]
     z = a[rows] * wide
     for plane, size in zip(b, group_sizes, strict=True):
         z = z + plane[rows] * swap(wide, size)
@@ -155,7 +155,7 @@ def _native_call(dtype: torch.dtype):
 
 def _flat_rows(rows: Tensor, h: Tensor) -> Tensor:
     """rows, spread over the leading dimensions of h that it leaves out: [n] contiguous."""
-    return rows.view(*rows.shape, *[1] * (h.dim() - 1 - rows.dim())).expand(h.shape[:-1]).reshape(-1).contiguous()
+    return rows[(...,) + (None,) * (h.dim() - 1 - rows.dim())].expand(h.shape[:-1]).reshape(-1).contiguous()
 
 
 @functools.lru_cache(maxsize=4096)

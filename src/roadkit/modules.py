@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter
-from .errors import AdapterError, ModelError, nearest
+from .errors import AdapterError, AlgebraError, ModelError, nearest
 from .kernels import rotate_rows
 
 log = logging.getLogger("roadkit.modules")
@@ -81,7 +81,16 @@ def match(model: nn.Module, adapter: Adapter) -> dict[str, nn.Module]:
         elif width_of(module) != width:
             trained = f"; was it trained on {adapter.base.name!r}?" if adapter.base.name else ""
             problems.append(f"{name}: adapter is {width} wide, layer {width_of(module)}{trained}")
-    problems += [f"the model has no module {name!r} for the saved head" for name in adapter.heads if name not in modules]
+    owners: dict[int, str] = {}
+    for name, module in found.items():
+        if (first := owners.setdefault(id(module), name)) != name:
+            problems.append(f"{first} and {name} are one module, which can be rotated once only")
+    for name, tensors in adapter.heads.items():
+        if name not in modules:
+            problems.append(f"the model has no module {name!r} for the saved head")
+        else:
+            known = {*dict(modules[name].named_parameters()), *dict(modules[name].named_buffers())}
+            problems += [f"{name} has no parameter {leaf!r} for the saved head" for leaf in tensors if leaf not in known]
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise AdapterError("the adapter does not fit the model: " + "; ".join(problems[:5]) + more)
@@ -103,7 +112,7 @@ def _warn_of_other_base(model: nn.Module, adapter: Adapter) -> None:
 # ---- attach, detach ---------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class Attachment:
     """An attached adapter; `remove` (or leaving `attached`) restores the model exactly."""
 
@@ -231,7 +240,12 @@ def unmerge(model: nn.Module, adapter: Adapter | None = None) -> None:
     last = stack[-1]
     if adapter is not None and adapter != last.adapter:
         raise ModelError(f"{adapter} was not merged last; undo {last.adapter} first")
-    inverse = last.adapter if last.originals else last.adapter.inverse()
+    inverse = None
+    if last.modules.keys() != last.originals.keys():
+        try:
+            inverse = last.adapter.inverse()
+        except AlgebraError as error:
+            raise ModelError(f"cannot unmerge by the inverse: {error}; merge with keep_originals=True") from None
     for name, module in last.modules.items():
         weight, bias = _weights(module)
         if name in last.originals:
@@ -239,6 +253,7 @@ def unmerge(model: nn.Module, adapter: Adapter | None = None) -> None:
             if bias is not None:
                 bias.copy_(last.originals[name][1])  # type: ignore[arg-type]
         else:
+            assert inverse is not None, name
             if weight.dtype in (torch.float16, torch.bfloat16):
                 message = f"unmerging from {weight.dtype} weights rounds them; merge with keep_originals=True"
                 warnings.warn(message, stacklevel=2)
@@ -280,8 +295,8 @@ def _check_mergeable(model: nn.Module, modules: dict[str, nn.Module]) -> None:
         weight = getattr(module, "weight", None)
         if type(weight) not in (nn.Parameter, Tensor) or type(weight.data) is not Tensor or not weight.is_floating_point():
             problems.append(f"{name} is quantised ({type(module).__name__}): attach to it instead, or merge into the float model")
-        elif weight.device.type == "meta":
-            problems.append(f"{name} has no weights in memory (meta device)")
+        elif weight.device.type == "meta" or not weight.numel():
+            problems.append(f"{name} has no weights in memory (on the meta device, or packed by an engine)")
         elif len(users := owners.get(weight.data_ptr(), [])) > 1:
             problems.append(f"{name} shares its weights with {', '.join(user for user in users if not user.startswith(name + '.'))}")
     if problems:

@@ -31,6 +31,7 @@ PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 1 << 20
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+_PICKLE_STARTS = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))  # torch's zip, pickle's protocols
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -45,17 +46,16 @@ def load(source: str | os.PathLike) -> Adapter:
 
 def read(source: str | os.PathLike) -> tuple[bytes, bytes]:
     """The bytes of `adapter_config.json` and `adapter_model.safetensors`, each read once, nothing interpreted."""
-    path = Path(source)
-    if path.is_dir():
+    path, text = Path(source), os.fspath(source)
+    if text and path.is_dir():
         return _read_directory(path)
-    text = os.fspath(source)
     if "://" in text:
         return _read_remote(text)
-    if path.exists():
+    if text and path.exists():
         raise AdapterError(f"{text}: an adapter is a directory with {CONFIG} and {WEIGHTS}, this is a file")
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
         return _read_hub(text)
-    raise AdapterError(f"{text}: no such directory")
+    raise AdapterError(f"{text!r}: no such directory")
 
 
 def parse(config: bytes, weights: bytes, *, origin: str = "adapter") -> Adapter:
@@ -119,7 +119,11 @@ def serialize(adapter: Adapter) -> tuple[bytes, bytes]:
         tensors[f"{PREFIX}{name}.road_theta"] = theta.detach().contiguous()
         tensors[f"{PREFIX}{name}.road_alpha"] = alpha.detach().contiguous()
     for module, saved in adapter.heads.items():
-        tensors |= {f"{PREFIX}{module}.{name}": tensor.detach().contiguous() for name, tensor in saved.items()}
+        # copies, for safetensors refuses tensors that share memory, as a tied head and embedding do
+        tensors |= {
+            f"{PREFIX}{module}.{name}": tensor.detach().clone(memory_format=torch.contiguous_format)
+            for name, tensor in saved.items()
+        }
     settings = {
         "peft_type": "ROAD",
         "task_type": None,
@@ -181,7 +185,7 @@ def _parse_weights(data: bytes, problems: list[str]) -> tuple[dict[str, str], di
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError) as error:
-        pickled = data[:2] in (b"PK", b"\x80\x02", b"\x80\x04")
+        pickled = data[:2] in _PICKLE_STARTS
         hint = "it is a pickle, which is never loaded" if pickled else "it is truncated or corrupt"
         problems.append(f"{WEIGHTS} ({len(data)} bytes) cannot be read, {hint}: {error}")
         return {}, {}

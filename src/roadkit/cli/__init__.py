@@ -34,6 +34,8 @@ def _main(verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what 
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
+    for name in ("torchao", "torch.utils._pytree"):  # what torchao says at import concerns nobody here
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def main() -> None:

@@ -19,13 +19,16 @@ def demo(
     """Train four adapters (kept for later), then answer eight requests, each with another adapter, in one batch."""
     from rich.console import Console
     from rich.table import Table
+    from transformers.utils.logging import disable_progress_bar
 
     from .. import demo as demonstration
     from ..engine.engine import Engine
+    from ..train.progress import display
 
     console = Console(stderr=json)
     start = time.perf_counter()
-    trained = demonstration.train_missing(model, output)
+    disable_progress_bar()  # of loading weights; training has one of its own
+    trained = demonstration.train_missing(model, output, watch=lambda name: display(console, name))
     if trained:
         console.print(f"trained {', '.join(trained)} in {time.perf_counter() - start:.0f} s, kept in {output}/")
     else:

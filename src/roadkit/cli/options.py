@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import RoadkitError
-from ..store import CONFIG
 
 
 def named_adapters(values: list[str]) -> dict[str, str]:
     """`name=path` → one adapter; a path alone is an adapter (its folder's name) or a folder of adapters."""
+    from ..store import CONFIG
+
     found: dict[str, str] = {}
     for value in values:
         name, equals, path = value.partition("=")

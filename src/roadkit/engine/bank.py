@@ -173,6 +173,7 @@ class Bank:
             return Row(IDENTITY, "")
         key = self.key(terms)
         if key not in self._rows:
+            self._check_room()  # before the work of composing, which a waiting request would repeat every step
             composed = expression.compose(terms, _Lookup(self))
             key = self.key(terms)  # a directory that was read again may hold something else by now
             if key not in self._rows:
@@ -227,14 +228,15 @@ class Bank:
 
     # ---- storage ----------------------------------------------------------------------------------------------
 
+    def _check_room(self) -> None:
+        if not self._free and all(self._users.get(slot) for slot in self._rows.values()):
+            raise BankFull(f"all {self.num_slots} bank slots are in use; raise slots or wait for a request to finish")
+
     def _take_slot(self) -> int:
         if self._free:
             return self._free.pop()
-        for key, slot in self._rows.items():
-            if not self._users.get(slot):
-                del self._rows[key]
-                return slot
-        raise BankFull(f"all {self.num_slots} bank slots are in use; raise slots or wait for a request to finish")
+        key = next(key for key, slot in self._rows.items() if not self._users.get(slot))  # least recently used
+        return self._rows.pop(key)
 
     def _write(self, slot: int, adapter: Adapter) -> None:
         row = self._buffer[slot]

@@ -24,12 +24,13 @@ from transformers.modeling_utils import PreTrainedModel
 from .. import models
 from ..adapter import Adapter
 from ..errors import AdapterError, RequestError, RoadkitError
+from ..expression import Term
 from . import scheduler as scheduling
 from .bank import Bank, Row
 from .cache import PAGE, PagedCache
 from .grammar import Grammars
 from .packed import Weights
-from .request import Chunk, Completion, FinishReason, Request
+from .request import Chunk, Completion, FinishReason, Message, Request
 from .runner import Runner, Scored
 from .sampler import sample, token_logprobs
 from .scheduler import Scheduler
@@ -153,7 +154,20 @@ class Engine:
     def submit(self, request: Request) -> Stream:
         """Queue a request. Raises `RequestError`, `ExpressionError` or `QueueFull`; other requests are not touched."""
         with self._lock:
-            sequence = self._sequence(request)
+            return self.enqueue(self.prepare(request))
+
+    def prepare(
+        self, request: Request, *, terms: tuple[Term, ...] | None = None, tenant: str = ""
+    ) -> scheduling.Sequence:
+        """Tokenise and check a request without waiting for a running step; `enqueue` takes the result.
+
+        terms   what `request.adapter` was parsed to elsewhere; tenant  who shares computed prompt beginnings with whom
+        """
+        return self._sequence(request, self.bank.parse(request.adapter) if terms is None else terms, tenant)
+
+    def enqueue(self, sequence: scheduling.Sequence) -> Stream:
+        """Queue what `prepare` returned. Raises `QueueFull`."""
+        with self._lock:
             stream = Stream(self, sequence)
             self.scheduler.submit(sequence)
             self._live[sequence.id] = sequence
@@ -192,8 +206,8 @@ class Engine:
             )
         return row
 
-    def _sequence(self, request: Request) -> scheduling.Sequence:
-        token_ids = self._encode(request)
+    def _sequence(self, request: Request, terms: tuple[Term, ...], tenant: str) -> scheduling.Sequence:
+        token_ids = self.encode(request.prompt)
         if not token_ids:
             raise RequestError("the prompt is empty: it has no tokens")
         vocab = self.runner.model.config.get_text_config().vocab_size
@@ -210,7 +224,8 @@ class Engine:
         return scheduling.Sequence(
             id=next(self._ids),
             request=request,
-            terms=self.bank.parse(request.adapter),
+            terms=terms,
+            tenant=tenant,
             token_ids=token_ids,
             num_prompt=len(token_ids),
             seed=random.getrandbits(63) if request.seed is None else request.seed,
@@ -220,18 +235,19 @@ class Engine:
             grammar=None if request.json_schema is None else self._grammars.json(request.json_schema),
         )
 
-    def _encode(self, request: Request) -> list[int]:
-        if isinstance(request.prompt, str):
-            return list(self.tokenizer(request.prompt)["input_ids"])
-        if request.prompt and isinstance(request.prompt[0], dict):
+    def encode(self, prompt: str | list[Message] | list[int]) -> list[int]:
+        """The tokens of a prompt: text, chat messages through the model's template, or tokens as they are."""
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt)["input_ids"])
+        if prompt and isinstance(prompt[0], dict):
             if not getattr(self.tokenizer, "chat_template", None):
                 raise RequestError("the model has no chat template; send the prompt as text")
             try:
-                text = self.tokenizer.apply_chat_template(request.prompt, add_generation_prompt=True, tokenize=False)
+                text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
             except Exception as error:  # jinja's errors: a role or message that the template refuses
                 raise RequestError(f"the model's chat template refuses these messages: {error}") from error
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return list(request.prompt)  # type: ignore[arg-type]
+        return list(prompt)  # type: ignore[arg-type]
 
     def _append(self, scored: list[Scored]) -> None:
         """Choose and record the next token of every sequence that is through with its tokens."""

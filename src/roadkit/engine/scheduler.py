@@ -43,6 +43,7 @@ class Sequence:
     seed: int
     end_ids: frozenset[int]
     end_ids_tensor: Tensor
+    tenant: str = ""  # computed prompt beginnings are shared within a tenant only
     detokenizer: Any = None
     grammar: Any = None
     emit: Callable[[Chunk], None] = lambda chunk: None
@@ -127,7 +128,7 @@ class Scheduler:
             if after > before:
                 if len(sequence.keys) < after:
                     assert sequence.row is not None
-                    sequence.keys = page_keys(sequence.row.key, sequence.token_ids[: after * PAGE])
+                    sequence.keys = page_keys(sequence.tenant + sequence.row.key, sequence.token_ids[: after * PAGE])
                 for index in range(before, after):
                     self.cache.remember(sequence.pages[index], sequence.keys[index])
 
@@ -164,7 +165,7 @@ class Scheduler:
 
     def _take_prefix(self, sequence: Sequence, row: Row) -> bool:
         """Pages for the whole prompt, as many as possible from requests with the same beginning."""
-        sequence.keys = page_keys(row.key, sequence.token_ids)
+        sequence.keys = page_keys(sequence.tenant + row.key, sequence.token_ids)
         shareable = 0 if sequence.request.prompt_logprobs is not None else (len(sequence.token_ids) - 1) // PAGE
         shared = self.cache.lookup(sequence.keys[:shareable])
         fresh = self.cache.allocate(-(-len(sequence.token_ids) // PAGE) - len(shared))

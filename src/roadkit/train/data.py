@@ -1,7 +1,7 @@
 """Training data as rows that know where they came from, so that a problem names file, row and column.
 
-    table = read_table("answers.jsonl.gz")       # .jsonl, .json, .csv, .tsv, .parquet, also gzipped; or a hub data set
-    train, held_out = split_table(table, fraction=0.1, seed=0)
+table = read_table("answers.jsonl.gz")       # .jsonl, .json, .csv, .tsv, .parquet, also gzipped; or a hub data set
+train, held_out = split_table(table, fraction=0.1, seed=0)
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def split_table(table: Table, *, fraction: float, seed: int) -> tuple[Table, Tab
     """Hold out a share of the rows, at least one, the same for the same seed. → (train, held out), in file order."""
     count = max(1, round(len(table) * fraction))
     if count >= len(table):
-        raise RecipeError(f"{table.origin} has {len(table)} rows: holding out {fraction:g} of them leaves none to train on")
+        raise RecipeError(
+            f"{table.origin} has {len(table)} rows: holding out {fraction:g} of them leaves none to train on"
+        )
     held = set(random.Random(seed).sample(range(len(table)), count))
     return table.take([i for i in range(len(table)) if i not in held]), table.take(sorted(held))
 
@@ -104,8 +106,8 @@ def _read_file(path: Path, suffix: str) -> Iterator[tuple[int, Row]]:
     if suffix == ".parquet":
         yield from _read_parquet(path)
         return
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with opened as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:  # type: ignore[arg-type]
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:  # type: ignore[arg-type]
         if suffix in (".csv", ".tsv"):
             yield from _read_csv(path, file, "\t" if suffix == ".tsv" else ",")
         elif suffix == ".json":
@@ -164,12 +166,15 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
 
 def _read_hub(source: str, split: str) -> Iterator[Row]:
     import datasets
+    from datasets.exceptions import DatasetsError
 
     name, _, configuration = source.partition(":")
     try:
         found = datasets.load_dataset(name, configuration or None, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise RecipeError(f"{source}: no such file here, and the hub gave no data set (split {split!r}): {error}") from error
+    except (OSError, ValueError, DatasetsError) as error:
+        raise RecipeError(
+            f"{source}: no such file here, and the hub gave no data set (split {split!r}): {error}"
+        ) from error
     yield from found  # type: ignore[misc]
 
 

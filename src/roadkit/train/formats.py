@@ -83,7 +83,9 @@ def detect(table: Table, recipe: Recipe, *, chat: bool) -> Layout:
     Raises `RecipeError` that lists the columns there are and the formats that would be read.
     """
     if unknown := [role for role in recipe.columns if role not in ROLES]:
-        raise RecipeError(f"columns: no format has a {unknown[0]!r}{nearest(unknown[0], ROLES)}; use {', '.join(ROLES)}")
+        raise RecipeError(
+            f"columns: no format has a {unknown[0]!r}{nearest(unknown[0], ROLES)}; use {', '.join(ROLES)}"
+        )
     present = table.columns
     if recipe.task != "causal":
         candidates = ["sentences"]
@@ -175,7 +177,9 @@ def _messages(table: Table, index: int, column: str) -> list[Message]:
     found = table.value(index, column)
     if not isinstance(found, list) or not found:
         raise RecipeError(f"{table.where(index)}, column {column!r}: must be a list of messages, is {_shown(found)}")
-    return [_message(message, f"{table.where(index)}, column {column!r}, message {i}") for i, message in enumerate(found)]
+    return [
+        _message(message, f"{table.where(index)}, column {column!r}, message {i}") for i, message in enumerate(found)
+    ]
 
 
 def _message(message: Any, where: str) -> Message:
@@ -184,7 +188,7 @@ def _message(message: Any, where: str) -> Message:
     speaker, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
     if not isinstance(content, str):
         raise RecipeError(f"{where}: its content must be text, is {_shown(content)}")
-    role = SHAREGPT_ROLES.get(speaker, speaker if "role" in message else None)
+    role = SHAREGPT_ROLES.get(str(speaker), speaker if "role" in message else None)
     if not isinstance(role, str):
         raise RecipeError(f"{where}: from {_shown(speaker)} is none of {', '.join(SHAREGPT_ROLES)}")
     return {"role": role, "content": content}

@@ -1,7 +1,7 @@
 """Class labels and scores: which there are, and what a row's cell means.
 
-    classes = find_classes(table, "label", recipe)      # ["entailment", "not_entailment"], or a number
-    read_label(table, 0, "label", classes)              # 1
+classes = find_classes(table, "label", recipe)      # ["entailment", "not_entailment"], or a number
+read_label(table, 0, "label", classes)              # 1
 """
 
 from __future__ import annotations

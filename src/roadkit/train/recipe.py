@@ -33,7 +33,7 @@ class LoraOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     r: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0)
+    alpha: int = Field(16, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
 
 

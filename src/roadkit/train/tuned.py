@@ -1,9 +1,9 @@
 """The base model with trainable rotations in it, through PEFT; and the base model given back untouched.
 
-    with borrowed(model):
-        peft_model = tune(model, recipe)         # trains rotations, heads and, if asked for, a LoRA around them
-        ...
-    # here the model is as it was: layers, hooks, flags, configuration
+with borrowed(model):
+    peft_model = tune(model, recipe)         # trains rotations, heads and, if asked for, a LoRA around them
+    ...
+# here the model is as it was: layers, hooks, flags, configuration
 """
 
 from __future__ import annotations
@@ -152,7 +152,9 @@ def borrowed(model: nn.Module) -> Iterator[None]:
 
 def _photograph(state: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Every attribute, and for containers (hooks, children, parameters) what is in them."""
-    return {key: (value, copy.copy(value) if isinstance(value, dict | set | list) else None) for key, value in state.items()}
+    return {
+        key: (value, copy.copy(value) if isinstance(value, dict | set | list) else None) for key, value in state.items()
+    }
 
 
 def _restore(state: dict[str, Any], photograph: dict[str, tuple[Any, Any]]) -> None:

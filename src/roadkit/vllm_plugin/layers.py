@@ -92,8 +92,9 @@ def _rotate_returned_bias(layer: Any, args: tuple, output: Any) -> Any:
 class Bank:
     """a and b of every layer that can rotate, for every slot: [slots + 2, columns] float32, one row an adapter.
 
-    Slot 0 is the identity. The last slot holds NaN, for a request whose adapter became unreadable while it waited: it
-    must be answered neither as the base model would nor as another adapter.
+    Slot 0 is the identity. The last slot holds zeros, for a request whose adapter became unreadable while it waited: it
+    must be answered neither as the base model would nor as another adapter. (Not NaN: the CPU attention kernel
+    multiplies masked keys of reused cache blocks by 0, and NaN would reach other requests.)
     """
 
     def __init__(self, found: Survey, *, slots: int, max_tokens: int, device: torch.device | str):
@@ -108,7 +109,7 @@ class Bank:
         for name, layer in layers.items():
             self._share(self.identity, name, layer)[0] = 1
         self.buffer = self.identity.to(device).repeat(slots + 2, 1)
-        self.buffer[self.refused] = torch.nan
+        self.buffer[self.refused] = 0
         self.slots = torch.zeros(max_tokens, dtype=torch.int64, device=device)
         self._assigned: tuple[int, ...] = ()
         for name, layer in layers.items():

@@ -71,3 +71,8 @@ def read(path: str) -> Adapter:
         adapters[f"t{i}"] = adapter
         terms.append(expression.Term(f"t{i}", strength))
     return expression.compose(tuple(terms), adapters)
+
+
+def sources_of(path: str) -> list[str]:
+    """The directories that a request's path reads."""
+    return [source for source, _, _ in json.loads(path.removeprefix(SCHEME))] if path.startswith(SCHEME) else [path]

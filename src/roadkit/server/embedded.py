@@ -1,0 +1,188 @@
+"""`EmbeddedEngine`: roadkit's own engine behind the server's seam, stepping in a thread of its own.
+
+    backend = EmbeddedEngine(Engine.from_pretrained("smollm2"))
+    backend.start()        # inside the event loop that will get the chunks
+
+The event loop hands over closures and never takes the engine's lock; the thread hands back one call for all chunks of
+a step. Jobs wait in a `FairQueue` and enter the engine only when it has a free row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .. import models, modules
+from ..adapter import Adapter
+from ..engine.engine import Engine, Stream
+from ..engine.request import Chunk, Message, Request
+from ..errors import AdapterError
+from ..expression import Term
+from .fair import FairQueue
+from .protocol import Job, Stats, cancelled
+
+log = logging.getLogger("roadkit.server")
+
+
+class EmbeddedEngine:
+    """A `Backend` (see protocol.py) on an `Engine`, which it owns from `start` to `close`."""
+
+    def __init__(self, engine: Engine, *, max_queue: int = 256, max_queue_per_tenant: int = 128):
+        self.engine = engine
+        self.tokenizer: Any = engine.tokenizer
+        self.max_context = engine.max_context
+        self._fingerprint = models.config_fingerprint(engine.runner.model.config)
+        self._queue: FairQueue[Job] = FairQueue(max_waiting=max_queue, max_waiting_per_tenant=max_queue_per_tenant)
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._outbox: list[tuple[Job, Chunk]] = []
+        self._streams: dict[Job, Stream] = {}
+        self._tokenizing = threading.Lock()  # fast tokenizers dislike being set up by two threads at once
+        self._thread = threading.Thread(target=self._run, name="roadkit-engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing = False
+        self._steps, self._busy = 0, 0.0
+
+    # ---- called on the event loop, or (encode, prepare, check) on any thread --------------------------------------
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing = True
+        self._inbox.put(_nothing)
+        self._thread.join(timeout=30)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def encode(self, prompt: str | list[Message] | list[int]) -> list[int]:
+        with self._tokenizing:
+            return self.engine.encode(prompt)
+
+    def prepare(self, request: Request, *, adapter: str | None, tenant: str) -> Any:
+        terms = () if adapter is None else (Term(adapter, 1.0),)
+        with self._tokenizing:
+            return self.engine.prepare(request, terms=terms, tenant=f"{tenant}\0")
+
+    def submit(self, job: Job) -> None:
+        self._queue.put(job.tenant, job)
+        self._inbox.put(_nothing)
+
+    def cancel(self, job: Job) -> None:
+        if self._queue.remove(job.tenant, job):
+            job.deliver(cancelled(job.why_cancelled))
+        else:
+            self._inbox.put(lambda: self._cancel(job))
+
+    def check(self, adapter: Adapter) -> None:
+        if adapter.heads:
+            names = ", ".join(sorted(adapter.heads)[:5])
+            raise AdapterError(f"the adapter brings whole modules ({names}); this server generates with rotations only")
+        known = adapter.base.fingerprint
+        if known and known != self._fingerprint:
+            raise AdapterError(
+                f"the adapter was made for {adapter.base.name!r} (structure {known}), "
+                f"this server's model has structure {self._fingerprint}"
+            )
+        modules.match(self.engine.runner.model, adapter)
+
+    def load(self, name: str, adapter: Adapter) -> None:
+        self._inbox.put(lambda: self.engine.add_adapter(name, adapter))
+
+    def unload(self, name: str) -> None:
+        self._inbox.put(lambda: self.engine.remove_adapter(name))
+
+    def stats(self) -> Stats:
+        cache = self.engine.scheduler.cache
+        return Stats(
+            running=len(self._streams),
+            waiting=len(self._queue),
+            resident=len(self.engine.bank.resident()),
+            steps=self._steps,
+            seconds_busy=self._busy,
+            cache_used=1 - cache.num_free / cache.num_pages,
+        )
+
+    # ---- the engine's thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        busy = False
+        while not self._closing:
+            if not busy:
+                self._call(self._inbox.get())
+            while not self._inbox.empty():
+                self._call(self._inbox.get())
+            start = time.monotonic()
+            try:
+                self._fill()
+                busy = self.engine.step()
+            except Exception:  # a fault of ours: these requests end, the next ones start afresh
+                log.exception("the engine failed outside a step; its requests are ended")
+                busy = False
+                for job in list(self._streams):
+                    self._cancel(job, "the engine failed")
+            self._steps += busy
+            self._busy += (time.monotonic() - start) if busy else 0.0
+            self._flush()
+        for job in list(self._streams):
+            self._cancel(job)
+        while (job := self._queue.pop()) is not None:
+            self._outbox.append((job, cancelled("the server stops")))
+        self._flush()
+
+    def _fill(self) -> None:
+        """Move waiting jobs into the engine while it has rows for them."""
+        scheduler = self.engine.scheduler
+        while len(scheduler.running) + len(scheduler.waiting) < scheduler.max_batch:
+            job = self._queue.pop()
+            if job is None:
+                return
+            job.started = time.monotonic()
+            self._streams[job] = self.engine.enqueue(job.prepared)
+            job.prepared.emit = lambda chunk, job=job: self._emit(job, chunk)
+
+    def _emit(self, job: Job, chunk: Chunk) -> None:
+        if job.first is None and chunk.token_ids:
+            job.first = time.monotonic()
+        if chunk.completion is not None:
+            job.finished = time.monotonic()
+            self._streams.pop(job, None)
+            self._queue.done(job.tenant)
+        if job.streaming or chunk.completion is not None:
+            self._outbox.append((job, chunk))
+
+    def _cancel(self, job: Job, why: str | None = None) -> None:
+        job.why_cancelled = job.why_cancelled or why
+        if job in self._streams:
+            self._streams[job].cancel()
+
+    def _flush(self) -> None:
+        if not self._outbox or self._loop is None:
+            return
+        outbox, self._outbox = self._outbox, []
+        try:
+            self._loop.call_soon_threadsafe(_deliver, outbox)
+        except RuntimeError:  # the loop is closed: nobody is left to tell
+            log.debug("%d chunks had no reader", len(outbox))
+
+    def _call(self, command: Callable[[], None]) -> None:
+        try:
+            command()
+        except Exception:
+            log.exception("a command to the engine failed")
+
+
+def _nothing() -> None:
+    """Wakes the thread."""
+
+
+def _deliver(outbox: list[tuple[Job, Chunk]]) -> None:
+    for job, chunk in outbox:
+        job.deliver(chunk)

@@ -1,0 +1,125 @@
+"""Errors in OpenAI's shape, and which status belongs to which mistake.
+
+    raise ApiError(404, "no adapter 'formall'; did you mean 'formal'?", code="model_not_found", param="model")
+"""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from ..engine.scheduler import QueueFull
+from ..errors import ExpressionError, RoadkitError, nearest
+
+log = logging.getLogger("roadkit.server")
+
+_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """What the client is told: a status, a message, and OpenAI's `type`, `param` and `code`."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
+
+    @property
+    def body(self) -> dict:
+        kind = _KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        message = self.message.encode("utf-8", "backslashreplace").decode()  # lone surrogates came in as JSON escapes
+        return {"error": {"message": message[:2000], "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def response(self) -> JSONResponse:
+        headers = {"Retry-After": str(max(1, round(self.retry_after)))} if self.retry_after is not None else {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body, self.status, headers=headers)
+
+
+def not_found(path: str) -> ApiError:
+    """The same answer for what is not there and for what the caller may not see."""
+    return ApiError(404, f"nothing is served at {path[:200]}", code="not_found")
+
+
+def overloaded(message: str, *, retry_after: float = 1) -> ApiError:
+    return ApiError(429, message, code="rate_limit_exceeded", retry_after=retry_after)
+
+
+def from_roadkit(error: RoadkitError, *, param: str | None = None) -> ApiError:
+    """A library error as the client's mistake."""
+    text = str(error)
+    if isinstance(error, QueueFull):
+        return overloaded(text)
+    if isinstance(error, ExpressionError):
+        if text.startswith("no adapter"):
+            return ApiError(404, f"the model does not exist: {text}", param="model", code="model_not_found")
+        return ApiError(400, text, param="model", code="invalid_expression")
+    if "fit the context" in text:
+        return ApiError(400, text, param=param or "messages", code="context_length_exceeded")
+    return ApiError(400, text, param=param)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every kind of failure in the same shape."""
+
+    @app.exception_handler(ApiError)
+    async def _api(request: Request, error: ApiError) -> JSONResponse:
+        return error.response
+
+    @app.exception_handler(RoadkitError)
+    async def _roadkit(request: Request, error: RoadkitError) -> JSONResponse:
+        return from_roadkit(error).response
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _explain(error).response
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 404:
+            return not_found(request.url.path).response
+        answer = ApiError(error.status_code, str(error.detail)).response
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    async def _crash(request: Request, error: Exception) -> JSONResponse:
+        request_id = request.scope.get("state", {}).get("request_id")
+        return ApiError(500, f"the server failed; its log has the reason under request {request_id}").response
+
+
+def _explain(error: RequestValidationError) -> ApiError:
+    """The first problem of a body, in OpenAI's words where it has some."""
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"][1:] if isinstance(part, (int, str))]
+    field = path[0] if path else None
+    if problem["type"] == "json_invalid":
+        return ApiError(400, f"the body is not valid JSON: {problem.get('ctx', {}).get('error', '')}", code="invalid_json")
+    if problem["type"] == "extra_forbidden":
+        known = (problem.get("ctx") or {}).get("known", ())
+        return ApiError(
+            400,
+            f"Unrecognized request argument supplied: {'.'.join(path)[:100]}{nearest(path[-1][:100], known)}",
+            param=field and field[:100],
+            code="unknown_parameter",
+        )
+    if problem["type"] == "missing":
+        what = ".".join(path) or "the body"
+        return ApiError(400, f"you must provide {what}", param=field, code="missing_required_parameter")
+    detail = problem["msg"].removeprefix("Value error, ")
+    where = ".".join(part for part in path if not part.startswith(("list[", "str", "constrained", "function")))
+    return ApiError(400, f"{where[:200]}: {detail}" if where else detail, param=field and field[:100], code="invalid_value")

@@ -1,0 +1,79 @@
+"""`Metrics`: what Prometheus reads at `/metrics`. Labels are bounded: after `MAX_LABELS` names the rest is '(other)'.
+
+    metrics = Metrics()
+    metrics.finished(tenant="acme", adapter="formal", job=job, completion=completion)
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from ..engine.request import Completion
+from .protocol import Job, Stats
+
+MAX_LABELS = 100
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """The server's counters, in a registry of their own (two servers in one process do not collide)."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry(auto_describe=True)
+        names = ["tenant", "adapter"]
+        self.requests = Counter("roadkit_http_requests", "Requests", ["route", "status"], registry=registry)
+        self.first_token = Histogram(
+            "roadkit_time_to_first_token_seconds", "From arrival", buckets=_FAST, registry=registry
+        )
+        self.per_token = Histogram(
+            "roadkit_time_per_output_token_seconds", "After the first", buckets=_FAST, registry=registry
+        )
+        self.queue_time = Histogram("roadkit_queue_seconds", "Waiting for a row", buckets=_FAST, registry=registry)
+        self.prompt_tokens = Counter("roadkit_prompt_tokens", "Prompt tokens", names, registry=registry)
+        self.cached_tokens = Counter("roadkit_cached_prompt_tokens", "Not computed again", names, registry=registry)
+        self.generated_tokens = Counter("roadkit_generated_tokens", "Generated tokens", names, registry=registry)
+        self.completions = Counter("roadkit_completions", "Ended, by reason", ["reason"], registry=registry)
+        self.loads = Counter("roadkit_adapter_loads", "Compositions brought into memory", registry=registry)
+        self.evictions = Counter("roadkit_adapter_evictions", "Compositions that left memory", registry=registry)
+        self.load_seconds = Histogram(
+            "roadkit_adapter_load_seconds", "Reading and checking one", buckets=_FAST, registry=registry
+        )
+        self.registered = Gauge("roadkit_adapters_registered", "Adapters known", registry=registry)
+        self.resident = Gauge("roadkit_adapters_resident", "Compositions in memory", registry=registry)
+        self.rows = Gauge("roadkit_bank_rows_used", "Compositions in the bank's rows", registry=registry)
+        self.running = Gauge("roadkit_requests_running", "In the batch", registry=registry)
+        self.waiting = Gauge("roadkit_requests_waiting", "In the queue", registry=registry)
+        self.cache_used = Gauge("roadkit_cache_pages_used_ratio", "Key/value pages in use", registry=registry)
+        self._labels: dict[str, set[str]] = {"tenant": set(), "adapter": set()}
+
+    def finished(self, *, tenant: str, adapter: str, job: Job, completion: Completion) -> None:
+        """Count one answer."""
+        labels = self._bounded("tenant", tenant), self._bounded("adapter", adapter)
+        generated = len(completion.token_ids)
+        self.prompt_tokens.labels(*labels).inc(completion.prompt_tokens)
+        self.cached_tokens.labels(*labels).inc(completion.cached_tokens)
+        self.generated_tokens.labels(*labels).inc(generated)
+        self.completions.labels(completion.finish_reason).inc()
+        if job.started is not None:
+            self.queue_time.observe(job.started - job.submitted)
+        if job.first is not None:
+            self.first_token.observe(job.first - job.submitted)
+            if job.finished is not None and generated > 1:
+                self.per_token.observe((job.finished - job.first) / (generated - 1))
+
+    def page(self, stats: Stats, *, registered: int, resident: int) -> bytes:
+        """The text that Prometheus reads."""
+        self.registered.set(registered)
+        self.resident.set(resident)
+        self.rows.set(stats.resident)
+        self.running.set(stats.running)
+        self.waiting.set(stats.waiting)
+        self.cache_used.set(stats.cache_used)
+        return generate_latest(self.registry)
+
+    def _bounded(self, kind: str, value: str) -> str:
+        seen = self._labels[kind]
+        if value not in seen and len(seen) >= MAX_LABELS:
+            return "(other)"
+        seen.add(value)
+        return value

@@ -1,0 +1,66 @@
+"""What an operator may set, with the one default of each.
+
+    settings = Settings(model="smollm2", limits=Limits(max_n=4))
+
+`Limits` bound one request, `Quota` one key, `Settings` the server.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """Immutable; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Limits(Frozen):
+    """Bounds of a single request. What is beyond is refused with 400 (413 for bytes), never cut."""
+
+    max_body: int = 4 << 20  # bytes of JSON
+    max_upload: int = 256 << 20  # bytes of an adapter's two files together
+    max_name: int = 128  # characters of an adapter's name
+    max_expression: int = 1024  # characters of the `model` field
+    max_prompts: int = 64  # prompts × n of one request
+    max_n: int = 16
+    max_logprobs: int = 20
+    max_stop: int = 16
+    max_stop_length: int = 256
+    max_schema: int = 64 << 10  # bytes of a JSON schema
+    max_messages: int = 1024
+    max_tokens: int = 4096  # generated at most, also where a chat request names no number
+    max_inputs: int = 256  # texts of one embeddings or classify request
+
+
+class Quota(Frozen):
+    """Bounds of one key; None is unlimited."""
+
+    requests_per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, gt=0)
+    concurrency: int | None = Field(None, gt=0)
+    live_expressions: int | None = Field(None, gt=0)  # different compositions running at once
+
+
+class Settings(Frozen):
+    """The server. `registry` is where uploads live; None takes none.
+
+    allowed_sources   prefixes (`s3://bucket/adapters/`) that an admin may load adapters from
+    allowed_hosts     values of the Host header beside the loopback names, where there are no keys
+    """
+
+    model: str
+    limits: Limits = Limits()
+    registry: Path | None = None
+    allowed_sources: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    max_queue: int = Field(256, gt=0)  # requests that wait for a row, over all tenants
+    max_queue_per_tenant: int = Field(128, gt=0)
+    max_resident: int = Field(64, gt=0)  # compositions kept in memory beyond those in use
+    stream_buffer: int = Field(1024, gt=0)  # chunks that a client may be behind
+    request_seconds: float = Field(600.0, gt=0)
+    drain_seconds: float = Field(30.0, ge=0)
+    watch_seconds: float = Field(2.0, gt=0)

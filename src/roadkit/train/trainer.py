@@ -1,0 +1,250 @@
+"""TRL's and transformers' trainers, with roadkit's adapter files as checkpoints and a guard on every step.
+
+    trainer = build_trainer(peft_model, recipe, parts, run=run)
+    trainer.train(resume_from_checkpoint=None)
+
+The loops, schedules, mixed precision, accumulation, evaluation and distribution are theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from torch import Tensor, nn
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from trl.data_utils import pack_dataset
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from ..errors import RecipeError
+from .answers import answer_loss
+from .artifact import adapter_files, load_into, trainable_tensors, write_files
+from .callbacks import Reporter, Run, StepGuard
+from .metrics import classification_metrics, regression_metrics
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+MAX_LEAK = 1e-3  # relative; the same shapes are computed twice, so rows that are apart give the same numbers
+
+
+class _RoadkitTrainer(Trainer):
+    """What both tasks add to transformers' trainer."""
+
+    run: Run
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
+        mask = inputs.get("attention_mask")
+        self.run.tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.run.last_loss = float(loss)
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """An adapter directory through roadkit's store, atomic. `state_dict` is given where weights are sharded."""
+        model = self.accelerator.unwrap_model(self.model)
+        tensors = trainable_tensors(model, state_dict)
+        files = adapter_files(tensors, model, self.run.base, self.run.recipe)
+        write_files(output_dir or str(self.args.output_dir), files | self.run.extra_files)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_into(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        load_into(self.accelerator.unwrap_model(self.model), str(self.state.best_model_checkpoint))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        if not self.run.recipe.group_by_length:
+            return super()._get_train_sampler(train_dataset)
+        data = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(ids) for ids in data["input_ids"]]  # type: ignore[index]
+        return _GroupedByLength(self._train_batch_size * self.args.gradient_accumulation_steps, lengths, self.args.seed)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card is written with the adapter; the libraries' own would go into every checkpoint."""
+
+    def _send_telemetry(self) -> None:
+        """TRL reports to its makers that a run began. roadkit sends nothing."""
+
+
+class _GroupedByLength(LengthGroupedSampler):
+    """Its order depends on seed and epoch alone, not on random numbers drawn before: a resumed run sees the same."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths)
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __iter__(self):
+        self.generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        return super().__iter__()
+
+
+class CausalTrainer(_RoadkitTrainer, SFTTrainer):
+    """TRL's SFT trainer. On the CPU the loss is computed where there is one, not at every position."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """TRL's fused head scores the loss-bearing tokens alone on GPUs, but all tokens on the CPU: 1.6 × the step."""
+        if return_outputs or inputs["input_ids"].device.type != "cpu":
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        head = self.accelerator.unwrap_model(self.model).get_output_embeddings()
+        loss, count = answer_loss(model, inputs, head)
+        loss = loss / torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        return loss
+
+
+class LabelTrainer(_RoadkitTrainer):
+    """transformers' trainer for one label or score a sequence."""
+
+
+def build_trainer(
+    model: nn.Module,
+    run: Run,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[Mapping[str, Any]],
+    held_out: Sequence[Mapping[str, Any]] | None,
+    use_cpu: bool,
+) -> _RoadkitTrainer:
+    """The trainer of a recipe's task. `model` is a PeftModel; `train` and `held_out` are tokenised rows."""
+    recipe = run.recipe
+    data = _dataset(train, recipe, packed=recipe.packing)
+    evaluation = _dataset(held_out, recipe, packed=False) if held_out else None
+    if recipe.task == "causal":
+        trainer = CausalTrainer(
+            model=model,  # type: ignore[arg-type]
+            args=_arguments(recipe, SFTConfig, use_cpu, **_sft_options(recipe)),  # type: ignore[arg-type]
+            train_dataset=data,
+            eval_dataset=evaluation,
+            processing_class=tokenizer,
+        )
+    else:
+        trainer = LabelTrainer(
+            model=model,
+            args=_arguments(recipe, TrainingArguments, use_cpu),
+            data_collator=DataCollatorWithPadding(tokenizer),
+            train_dataset=data,
+            eval_dataset=evaluation,
+            processing_class=tokenizer,
+            compute_metrics=_metrics(recipe),
+        )
+    trainer.run = run
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(StepGuard(run, trainer))
+    trainer.add_callback(Reporter(run))
+    return trainer
+
+
+def _dataset(examples: Sequence[Mapping[str, Any]], recipe: Recipe, *, packed: bool) -> Dataset:
+    data = Dataset.from_list([dict(example) for example in examples])
+    if not packed:
+        return data
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()  # it is done in a moment
+    try:
+        return pack_dataset(data, recipe.max_length, "bfd")  # type: ignore[arg-type, return-value]
+    finally:
+        if shown:
+            enable_progress_bars()
+
+
+@torch.no_grad()
+def check_isolated(trainer: Trainer, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Do packed rows see each other? Changes one row and compares what the model says about the next.
+
+    Raises `RecipeError` for a model whose attention does not keep them apart (it needs positions to mean boundaries).
+    """
+    first, second = (list(row["input_ids"])[:32] for row in (rows[0], rows[-1]))
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.eval()
+    outputs = []
+    for before in (first, first[::-1]):
+        packed = {"input_ids": before + second, "labels": before + second, "seq_lengths": [len(before), len(second)]}
+        batch = trainer._prepare_inputs(trainer.data_collator([packed]))  # type: ignore[arg-type]
+        rest = {key: value for key, value in batch.items() if key != "labels"}
+        with trainer.compute_loss_context_manager():
+            outputs.append(model(**rest, use_cache=False).logits[0, len(before) :].float())
+    change = float((outputs[0] - outputs[1]).abs().max() / outputs[0].abs().max())
+    if first != first[::-1] and change > MAX_LEAK:
+        implementation = getattr(model.config, "_attn_implementation", "unknown")
+        raise RecipeError(
+            f"packing: rows of one sequence see each other in this model ({type(model.get_base_model()).__name__}, "
+            f"attention {implementation}): changing one row moved the next one's outputs by {change:.1%}. "
+            "Set packing: false; group_by_length: true saves padding too"
+        )
+
+
+def _sft_options(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "dataset_kwargs": {"skip_prepare_dataset": True},  # rows come tokenised, cut, marked and packed
+        "max_length": recipe.max_length if recipe.packing else None,
+        "packing": recipe.packing,
+        "eval_packing": False,
+        "prediction_loss_only": True,
+    }
+
+
+def _arguments(recipe: Recipe, kind: type[TrainingArguments], use_cpu: bool, **more: Any) -> TrainingArguments:
+    saves = recipe.save_steps or (recipe.eval_steps if recipe.best else None)
+    return kind(
+        output_dir=str(recipe.run_dir),
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.eval_batch_size or recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps or -1,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        bf16=recipe.bf16,
+        use_cpu=use_cpu,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
+        eval_strategy="steps" if recipe.eval_steps else "no",
+        eval_steps=recipe.eval_steps,
+        save_strategy="steps" if saves else "no",
+        save_steps=saves or 500,
+        save_total_limit=2,  # a kill while one is written leaves the other
+        load_best_model_at_end=recipe.best is not None,
+        metric_for_best_model=recipe.best,
+        greater_is_better=recipe.best not in (None, "loss"),
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=["tensorboard"] if recipe.tensorboard else "none",
+        disable_tqdm=True,
+        dataloader_pin_memory=not use_cpu,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        ddp_find_unused_parameters=False,
+        **more,
+    )
+
+
+def _metrics(recipe: Recipe) -> Callable[[Any], dict[str, float]]:
+    def compute(outcome: Any) -> dict[str, float]:
+        scores = outcome.predictions[0] if isinstance(outcome.predictions, tuple) else outcome.predictions
+        if recipe.task == "regression":
+            return regression_metrics(np.squeeze(scores, -1), outcome.label_ids)
+        return classification_metrics(scores.argmax(-1), outcome.label_ids)
+
+    return compute

@@ -1,0 +1,194 @@
+"""Whole runs on a tiny model: what they write, what they leave alone, and how they fail."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+import roadkit as rk
+from roadkit.errors import RecipeError
+from roadkit.train import run
+from roadkit.train.checkpoints import complete_checkpoints
+
+
+@pytest.fixture
+def loaded(llama_folder):
+    from roadkit import models
+
+    return models.load_causal(llama_folder), models.load_tokenizer(llama_folder)
+
+
+def test_run_writes_an_adapter_that_lowers_the_loss(make_recipe):
+    result = run(make_recipe(max_steps=12, eval_fraction=0.2))
+    losses = result.metrics
+    assert result.steps == 12
+    assert losses["loss"] < losses["train_loss"]
+    adapter = rk.Adapter.load(result.adapter)
+    assert adapter.variant == "road_1"
+    assert adapter.base.fingerprint
+    assert not (adapter.a == 1).all()
+    facts = json.loads((result.adapter / "training.json").read_text())
+    assert facts["steps"] == 12
+    assert facts["metrics"]["eval_loss"] == losses["eval_loss"]
+
+
+def test_adapter_gives_the_same_logits_through_roadkit_and_peft(make_recipe, loaded, close):
+    result = run(make_recipe(variant="road_2"))
+    model, tokenizer = loaded
+    inputs = tokenizer("what is 3?", return_tensors="pt")
+    with torch.no_grad():
+        with rk.attached(model, rk.Adapter.load(result.adapter)):
+            ours = model(**inputs).logits
+        close(PeftModel.from_pretrained(model, str(result.adapter))(**inputs).logits, ours)
+
+
+def test_loaded_model_is_left_exactly_as_it_was(make_recipe, loaded):
+    model, tokenizer = loaded
+    calls = []
+    handle = model.model.layers[0].register_forward_hook(lambda *args: calls.append(1))
+    modules, weights = list(model.named_modules()), {k: v.clone() for k, v in model.state_dict().items()}
+    state, config = dict(vars(model)), copy.deepcopy(model.config.to_dict())
+    generation = copy.deepcopy(model.generation_config.to_dict())
+    run(make_recipe(gradient_checkpointing=True), model=model, tokenizer=tokenizer)
+    assert list(model.named_modules()) == modules
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert dict(vars(model)) == state
+    assert model.config.to_dict() == config
+    assert model.generation_config.to_dict() == generation
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert not any(module.training for module in model.modules())
+    handle.remove()  # a hook from before still goes the way it came
+    calls.clear()
+    model(torch.ones(1, 2, dtype=torch.long))
+    assert not calls
+
+
+def test_loaded_model_and_own_loading_train_alike(make_recipe, loaded, tmp_path):
+    model, tokenizer = loaded
+    first = run(make_recipe(output=str(tmp_path / "a")), model=model, tokenizer=tokenizer)
+    again = run(make_recipe(output=str(tmp_path / "b")), model=model, tokenizer=tokenizer)
+    alone = run(make_recipe(output=str(tmp_path / "c")))
+    files = {(path.adapter / "adapter_model.safetensors").read_bytes() for path in (first, again, alone)}
+    assert len(files) == 1
+
+
+def test_model_is_restored_after_an_error(make_recipe, loaded):
+    model, tokenizer = loaded
+    names = [name for name, _ in model.named_modules()]
+    with pytest.raises(RecipeError, match="loss became"):
+        run(make_recipe(learning_rate=1e30, max_grad_norm=0, warmup=0), model=model, tokenizer=tokenizer)
+    assert [name for name, _ in model.named_modules()] == names
+
+
+def test_progress_is_reported_after_every_step_and_evaluation(make_recipe):
+    reports = []
+    run(make_recipe(eval_fraction=0.2, eval_steps=2), progress=reports.append)
+    steps = [report.step for report in reports if not report.metrics]
+    assert steps == [1, 2, 3, 4]
+    assert all(report.num_steps == 4 and report.tokens_per_second > 0 for report in reports)
+    assert [report.step for report in reports if report.metrics] == [2, 4, 4]
+    assert reports[-1].metrics["loss"] > 0
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(make_recipe, monkeypatch):
+    from roadkit.train import trainer
+
+    real, seen = trainer.answer_loss, []
+
+    def poisoned(*args):
+        seen.append(1)
+        loss, count = real(*args)
+        return (loss * float("nan") if len(seen) == 4 else loss), count
+
+    monkeypatch.setattr(trainer, "answer_loss", poisoned)
+    recipe = make_recipe(save_steps=2, max_steps=6)
+    with pytest.raises(RecipeError, match=r"the loss became nan at step 4, learning rate 0\.0\d+.*checkpoint-2"):
+        run(recipe)
+    (kept,) = complete_checkpoints(recipe.run_dir)
+    assert torch.isfinite(rk.Adapter.load(kept).a).all()
+    assert not Path(recipe.output).exists()
+
+
+def test_best_checkpoint_is_the_one_written(make_recipe):
+    recipe = make_recipe(
+        eval_fraction=0.25, eval_steps=2, max_steps=8, best="loss", learning_rate=0.5, warmup=0, keep_checkpoints=True
+    )
+    reports = []
+    result = run(recipe, progress=reports.append)
+    held_out = [report.metrics["loss"] for report in reports if report.metrics]
+    assert result.metrics["eval_loss"] == pytest.approx(min(held_out))
+    best = recipe.run_dir / f"checkpoint-{2 * (held_out.index(min(held_out)) + 1)}"
+    assert rk.Adapter.load(best) == rk.Adapter.load(result.adapter)
+
+
+def test_checkpoints_go_when_the_run_ends(make_recipe):
+    recipe = make_recipe(save_steps=2)
+    run(recipe)
+    assert not recipe.run_dir.exists()
+
+
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"batch_size": 2, "gradient_accumulation": 2}])
+def test_memory_savers_train_alike(make_recipe, tmp_path, changes, close):
+    plain = run(make_recipe(max_steps=3)).adapter
+    other = run(make_recipe(max_steps=3, output=str(tmp_path / "other"), **changes)).adapter
+    close(rk.Adapter.load(other).a, rk.Adapter.load(plain).a)
+
+
+def test_bf16_trains_a_float32_adapter(make_recipe):
+    result = run(make_recipe(bf16=True))
+    theta = next(iter(rk.Adapter.load(result.adapter).parameters.values()))[0]
+    assert theta.dtype == torch.float32
+    assert theta.abs().max() > 0
+
+
+def test_truncation_is_counted(make_recipe, caplog):
+    with caplog.at_level(logging.WARNING):
+        result = run(make_recipe(max_length=58))
+    assert 0 < result.truncated < 12
+    assert result.dropped > 0
+    assert f"{result.truncated} of" in caplog.text
+
+
+def test_too_long_for_the_model_is_refused(make_recipe):
+    with pytest.raises(RecipeError, match="max_length 600 exceeds the 512 tokens"):
+        run(make_recipe(max_length=600))
+
+
+def test_model_without_tokenizer_is_refused(make_recipe, loaded):
+    with pytest.raises(RecipeError, match="model and tokenizer together"):
+        run(make_recipe(), model=loaded[0])
+
+
+def test_tensorboard_needs_its_package(make_recipe, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match="pip install tensorboard"):
+        run(make_recipe(tensorboard=True))
+
+
+def test_full_disk_leaves_the_old_adapter(make_recipe, monkeypatch):
+    recipe = make_recipe(max_steps=1)
+    run(recipe)
+    before = (Path(recipe.output) / "adapter_model.safetensors").read_bytes()
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RecipeError, match="No space left on device; what was there before is untouched"):
+        run(recipe)
+    assert (Path(recipe.output) / "adapter_model.safetensors").read_bytes() == before
+    assert list(Path(recipe.output).parent.glob(".adapter*")) == []
+
+
+def test_card_tells_what_was_done(make_recipe):
+    result = run(make_recipe())
+    text = (result.adapter / "README.md").read_text()
+    assert text.startswith("---\nbase_model: ")
+    assert f"{result.trainable:,} trained parameters" in text
+    assert "learning_rate: 0.02" in text

@@ -1,0 +1,128 @@
+"""Shards, merged layers and refusals by name, on layer objects without an engine; and two ranks against one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from vllm_tiny import expected_tokens, prompts_of
+
+from roadkit.adapter import Adapter
+from roadkit.errors import AdapterError
+from roadkit.vllm_plugin.sharding import Layer, Part, Survey, _parts
+
+
+def _linear(kind: str, **fields):
+    return type(kind, (), fields)()
+
+
+def _qkv(rank: int, size: int, *, heads=8, key_heads=4, head_size=32):
+    replicas = max(1, size // key_heads)
+    return _linear(
+        "QKVParallelLinear",
+        tp_rank=rank,
+        tp_size=size,
+        head_size=head_size,
+        v_head_size=head_size,
+        total_num_heads=heads,
+        total_num_kv_heads=key_heads,
+        num_heads=heads // size,
+        num_kv_heads=max(1, key_heads // size),
+        num_kv_head_replicas=replicas,
+    )
+
+
+NAMES = ["q_proj", "k_proj", "v_proj"]
+
+
+def test_qkv_is_cut_by_heads():
+    parts = _parts(_qkv(1, 2), NAMES, in_order=False)
+    assert parts == (Part("q_proj", 256, 128, 128), Part("k_proj", 128, 64, 64), Part("v_proj", 128, 64, 64))
+
+
+def test_ranks_share_a_key_head_where_there_are_more_ranks_than_heads():
+    parts = [_parts(_qkv(rank, 4, key_heads=2), NAMES, in_order=False)[1] for rank in range(4)]
+    assert [part.start for part in parts] == [0, 0, 32, 32] and {part.width for part in parts} == {32}
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_shards_cover_every_row_once(size):
+    for name, width in zip(NAMES, (256, 128, 128), strict=True):
+        rows = []
+        for rank in range(size):
+            (part,) = [part for part in _parts(_qkv(rank, size), NAMES, in_order=False) if part.name == name]
+            rows += range(part.start, part.start + part.width)
+        assert rows == list(range(width))
+
+
+def test_fused_checkpoint_layer_is_refused_unless_its_order_is_known():
+    fused = _qkv(1, 2)
+    assert _parts(fused, ["qkv_proj"], in_order=False) is None
+    parts = _parts(fused, ["qkv_proj"], in_order=True)
+    assert [part.start for part in parts] == [128, 256 + 64, 384 + 64] and {part.full_width for part in parts} == {512}
+
+
+def test_merged_column_and_row_layers():
+    merged = _linear("MergedColumnParallelLinear", tp_rank=1, tp_size=2, output_sizes=[96, 96])
+    assert _parts(merged, ["gate_proj", "up_proj"], in_order=False)[1] == Part("up_proj", 96, 48, 48)
+    row = _linear("RowParallelLinear", tp_rank=1, tp_size=2, output_size=64)
+    assert _parts(row, ["o_proj"], in_order=False) == (Part("o_proj", 64, 0, 64),)
+
+
+def test_pair_that_crosses_a_shard_is_refused_with_a_group_size_that_fits():
+    part = Part("up_proj", 96, 48, 48)
+    found = Survey(
+        layers={"gate_up_proj": Layer(SimpleNamespace(), (part,), ())},
+        parts={"up_proj": [("gate_up_proj", 0)]},
+        group_sizes=(32,),
+    )
+    adapter = Adapter.from_parameters({"up_proj": (torch.zeros(48), torch.ones(48))}, variant="road_1", group_size=32)
+    with pytest.raises(AdapterError, match=r"group_size 32 cuts a pair, this rank holds rows 48 to 96 of 96; group_size=16"):
+        found.check(adapter, {"up_proj": "up_proj"})
+
+
+def test_layers_of_other_pipeline_ranks_are_left_to_them():
+    found = Survey(absent=["model.layers.0"], group_sizes=(2,))
+    adapter = Adapter.from_parameters(
+        {"model.layers.0.mlp.up_proj": (torch.zeros(2), torch.ones(2))}, variant="road_1", group_size=2
+    )
+    names = {name: name for name in adapter.layout.layers}
+    found.check(adapter, names)
+    with pytest.raises(AdapterError, match="no linear layer"):
+        Survey(absent=["model.layers.1"], group_sizes=(2,)).check(adapter, names)
+
+
+RANKS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from vllm_tiny import started, lora_request, Made
+from vllm import SamplingParams
+if __name__ == "__main__":
+    given = json.loads(sys.argv[2])
+    with started(given["model"], tensor_parallel_size=2, max_loras=8, distributed_executor_backend="mp") as llm:
+        requests = [lora_request(Made(*each, None), i + 1) for i, each in enumerate(given["adapters"])] + [None]
+        parameters = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, detokenize=False)
+        prompts = [{"prompt_token_ids": prompt} for prompt in given["prompts"]]
+        answers = llm.generate(prompts, parameters, lora_request=requests, use_tqdm=False)
+        print("TOKENS " + json.dumps([list(answer.outputs[0].token_ids) for answer in answers]), flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen"])
+def test_two_ranks_give_the_tokens_of_one(tiny, adapters, kind, monkeypatch, tmp_path):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the default binding wants two NUMA nodes
+    made = adapters(kind)
+    prompts = prompts_of(len(made) + 1)
+    given = {"model": tiny(kind).path, "adapters": [[each.name, each.path] for each in made], "prompts": prompts}
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    command = [sys.executable, str(script), str(Path(__file__).parent), json.dumps(given)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    lines = [line for line in done.stdout.splitlines() if "TOKENS " in line]
+    assert lines, done.stderr[-3000:]
+    answers = json.loads(lines[0].partition("TOKENS ")[2])
+    for prompt, each, tokens in zip(prompts, [*made, None], answers, strict=True):
+        assert tokens == expected_tokens(tiny(kind).model, each.adapter if each else None, prompt, 8)

@@ -1,0 +1,119 @@
+"""What the plugin's tests share: starting an engine, asking it, and what transformers and roadkit say to the same.
+
+    with started(path, max_loras=4) as llm: answers = ask(llm, prompts, [lora_request(made, 1), None])
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from roadkit.adapter import Adapter
+from roadkit.modules import attached
+
+VOCAB = 256
+TOLERANCE = {  # the entries of tests/conftest.py
+    torch.float32: {"rtol": 1e-5, "atol": 1e-6},
+    torch.bfloat16: {"rtol": 3e-2, "atol": 2e-2},
+}
+
+
+class Made(NamedTuple):
+    name: str
+    path: str
+    adapter: Adapter
+
+
+@contextlib.contextmanager
+def started(path: str, **options: Any) -> Iterator[Any]:
+    """A vLLM engine in this process, with RoAd for group sizes 64 and 2; ended with everything that it set up."""
+    from vllm import LLM
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    from roadkit.vllm_plugin import register
+
+    register()
+    defaults: dict[str, Any] = {
+        "dtype": "float32",
+        "max_model_len": 256,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 256,
+        "enforce_eager": True,
+        "enable_lora": True,
+        "max_loras": 8,
+        "max_cpu_loras": 16,
+        "skip_tokenizer_init": True,
+        "max_logprobs": VOCAB,
+        "logprobs_mode": "raw_logits",
+        "seed": 0,
+        "additional_config": {"roadkit": {"group_sizes": [64, 2]}},
+    }
+    llm = LLM(model=path, **defaults | options)
+    try:
+        yield llm
+    finally:
+        with contextlib.suppress(Exception):
+            llm.llm_engine.engine_core.shutdown()
+        del llm
+        cleanup_dist_env_and_memory()
+        torch._dynamo.reset()
+
+
+def lora_request(made: Made, number: int) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(made.name, number, made.path)
+
+
+def ask(llm: Any, prompts: Sequence[list[int]], requests: Sequence[Any] | None, *, tokens: int = 10) -> list[Any]:
+    """Greedy answers with the logits of every prompt and answer token."""
+    from vllm import SamplingParams
+
+    parameters = SamplingParams(
+        temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=VOCAB, prompt_logprobs=VOCAB
+    )
+    given = [{"prompt_token_ids": prompt} for prompt in prompts]
+    return llm.generate(given, parameters, lora_request=None if requests is None else list(requests), use_tqdm=False)
+
+
+def tokens_of(answer: Any) -> list[int]:
+    return list(answer.outputs[0].token_ids)
+
+
+def logits_of(answer: Any) -> Tensor:
+    """[prompt + answer - 1, vocab]: what followed each token but the last, prefill first."""
+    rows = [*answer.prompt_logprobs[1:], *answer.outputs[0].logprobs]
+    return torch.tensor([[row[token].logprob for token in range(VOCAB)] for row in rows])
+
+
+@torch.no_grad()
+def expected_logits(model: nn.Module, adapter: Adapter | None, token_ids: list[int]) -> Tensor:
+    """transformers and roadkit on one request alone, the same tokens."""
+    with attached(model, adapter) if adapter is not None else contextlib.nullcontext():
+        return model(torch.tensor([token_ids])).logits[0, :-1]
+
+
+@torch.no_grad()
+def expected_tokens(model: nn.Module, adapter: Adapter | None, prompt: list[int], count: int) -> list[int]:
+    """Greedy decoding in transformers, without a cache."""
+    token_ids = list(prompt)
+    with attached(model, adapter) if adapter is not None else contextlib.nullcontext():
+        for _ in range(count):
+            token_ids.append(int(model(torch.tensor([token_ids])).logits[0, -1].argmax()))
+    return token_ids[len(prompt) :]
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: dict[str, float]) -> None:
+    """Within the tolerance table, relative to the largest logit: single logits near zero are sums of large terms."""
+    allowed = tolerance["atol"] + tolerance["rtol"] * float(expected.abs().max())
+    worst = float((actual.double() - expected.double()).abs().max())
+    assert worst <= allowed, f"off by {worst:.3g}, at most {allowed:.3g} is allowed"
+
+
+def prompts_of(count: int) -> list[list[int]]:
+    """Different prompts of different lengths, 5 to 40 tokens."""
+    return [[3 + (7 * i + 5 * j) % (VOCAB - 3) for j in range(5 + (11 * i) % 36)] for i in range(count)]
