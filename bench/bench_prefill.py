@@ -12,7 +12,14 @@ from roadkit import models
 from roadkit.engine.engine import Engine
 from roadkit.engine.request import Request
 
-READY = "import time; t = time.perf_counter(); from roadkit import Engine, Request; e = Engine.from_pretrained('smollm2'); e.generate([Request(prompt='Hi', max_tokens=1)]); print(time.perf_counter() - t)"
+READY = """
+import time
+start = time.perf_counter()
+from roadkit import Engine, Request
+engine = Engine.from_pretrained("smollm2")
+engine.generate([Request(prompt="Hi", max_tokens=1)])
+print(time.perf_counter() - start)
+"""
 
 
 def run(rounds: int = 7) -> dict:

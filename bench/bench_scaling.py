@@ -66,10 +66,8 @@ def draw(figures: dict, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), constrained_layout=True)
-    mixed, base = (
-        dict(color="#0072B2", marker="o", label="each its own adapter"),
-        dict(color="#D55E00", marker="s", linestyle="--", label="base requests"),
-    )
+    mixed = {"color": "#0072B2", "marker": "o", "label": "each its own adapter"}
+    base = {"color": "#D55E00", "marker": "s", "linestyle": "--", "label": "base requests"}
     for axis, key, label in (
         (axes[0], "batch", "requests in the batch"),
         (axes[1], "adapters_in_64", "different adapters among 64 requests"),

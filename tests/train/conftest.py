@@ -83,7 +83,10 @@ def write_rows(tmp_path):
 def questions(write_rows):
     """Twelve question-answer rows of different lengths."""
     return write_rows(
-        [{"prompt": f"{'really ' * (i % 3)}what is {i}?", "completion": f"it is {i}" + "!" * (i % 4)} for i in range(12)]
+        [
+            {"prompt": f"{'really ' * (i % 3)}what is {i}?", "completion": f"it is {i}" + "!" * (i % 4)}
+            for i in range(12)
+        ]
     )
 
 

@@ -149,7 +149,7 @@ def test_bf16_trains_a_float32_adapter(make_recipe):
 
 def test_truncation_is_counted(make_recipe, caplog):
     with caplog.at_level(logging.WARNING):
-        result = run(make_recipe(max_length=58))
+        result = run(make_recipe(max_length=40))
     assert 0 < result.truncated < 12
     assert result.dropped > 0
     assert f"{result.truncated} of" in caplog.text

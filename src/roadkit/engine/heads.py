@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..errors import ModelError
+
 Heads = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -54,6 +56,8 @@ class HeadBank:
         def run(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
             if not self._rows:
                 return output
+            if len(output) != len(self._rows):
+                raise ModelError(f"{name}: {len(output)} samples, but {len(self._rows)} rows")
             groups: dict[int, list[int]] = {}
             for i, heads in enumerate(self._rows):
                 groups.setdefault(id(heads.get(name)), []).append(i)
@@ -80,6 +84,8 @@ class HeadBank:
         if self._widths is None:
             return output
         widths, self._widths = self._widths, None
+        if getattr(output, "logits", None) is None:
+            raise ModelError(f"heads of different sizes need an output with `logits`, got a {type(output).__name__}")
         output.logits = [row[..., :width] for row, width in zip(output.logits.unbind(0), widths, strict=True)]
         return output
 
