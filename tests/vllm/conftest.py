@@ -26,7 +26,7 @@ from torch import nn
 from roadkit.adapter import Adapter
 from roadkit.modules import linear_layers, width_of
 from roadkit.rotation import num_parameters
-from vllm_tiny import Made, started
+from vllm_tiny import Made, save_tokenizer, started
 
 HERE = Path(__file__).parent
 
@@ -56,6 +56,7 @@ def tiny(tiny_llama, tiny_qwen, tmp_path_factory) -> Callable[..., Tiny]:
             model = build(hidden_size=256, num_attention_heads=4, num_key_value_heads=2, intermediate_size=256)
             folder = tmp_path_factory.mktemp(kind)
             model.save_pretrained(folder)
+            save_tokenizer(folder)
             made[kind] = Tiny(str(folder), model)
         return made[kind]
 

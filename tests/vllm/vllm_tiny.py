@@ -28,6 +28,20 @@ class Made(NamedTuple):
     adapter: Adapter
 
 
+def save_tokenizer(folder: Any) -> None:
+    """One token a byte, and a chat template, beside a tiny model."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    fast.chat_template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    fast.save_pretrained(folder)
+
+
 @contextlib.contextmanager
 def started(path: str, **options: Any) -> Iterator[Any]:
     """A vLLM engine in this process, with RoAd for group sizes 64 and 2; ended with everything that it set up."""

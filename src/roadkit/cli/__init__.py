@@ -1,6 +1,6 @@
 """The command line, one file a verb: parse, call one function, print.
 
-roadkit demo | train | eval | generate | bench | adapter
+roadkit demo | train | eval | generate | serve | chat | bench | adapter
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import typer
 
 from ..errors import RoadkitError
-from . import adapter, bench, demo, eval, generate, train
+from . import adapter, bench, chat, demo, eval, generate, serve, train
 
 app = typer.Typer(
     name="roadkit",
@@ -25,6 +25,8 @@ app.command()(demo.demo)
 app.command()(train.train)
 app.command("eval")(eval.evaluate)
 app.command()(generate.generate)
+app.command()(serve.serve)
+app.command()(chat.chat)
 app.command()(bench.bench)
 app.add_typer(adapter.app, name="adapter")
 

@@ -24,6 +24,7 @@ from .. import expression, modules
 from ..adapter import Adapter, Layout
 from ..errors import AdapterError, ExpressionError, RoadkitError
 from ..kernels import native_rotations, rotate_rows
+from ..rotation import check_group_size
 from .heads import HeadBank
 
 IDENTITY = 0
@@ -49,7 +50,9 @@ class BankLayer:
     def bind(self, buffer: Tensor, start: int, group_sizes: tuple[int, ...]) -> None:
         """Point at columns [start, start + width) of the buffer [slots, 1 + sizes, total]."""
         columns = buffer[:, :, start : start + self.width]
-        self.a, self.b, self.group_sizes = columns[:, 0], columns[:, 1:].transpose(0, 1), group_sizes
+        self.a, self.b = columns[:, 0], columns[:, 1:].transpose(0, 1)
+        # a plane whose pairing does not fit this layer holds zeros here; any pairing that fits does for it
+        self.group_sizes = group_sizes = tuple(size if self.width % size == 0 else 2 for size in group_sizes)
         self.native = native_rotations(self.a, self.b, group_sizes) if buffer.device.type == "cpu" else None
 
     def __call__(self, module: nn.Module, args: tuple, output):
@@ -100,12 +103,18 @@ class Bank:
         self._slot_heads: dict[int, Mapping] = {}
         self._users: dict[int, int] = {}
         self._free = list(range(slots, 0, -1))
+        self._closed = False
         self._content: dict[str, str] = {}  # name → content hash, known once it has been read
         named = modules.linear_layers(model) if target_layers else {}
         unknown = [name for name in target_layers if name not in named]
         if unknown:
             raise AdapterError(f"no layer {unknown[0]!r} that can be rotated in this model")
-        self._grow({name: (int(modules.width_of(named[name]) or 0), 2) for name in target_layers}, tuple(group_sizes))
+        widths = {name: int(modules.width_of(named[name]) or 0) for name in target_layers}
+        for name, width in widths.items():
+            check_group_size(width, 2, name)
+        for size in group_sizes:
+            check_group_size(size, size, "group_sizes")
+        self._grow({name: (width, 2) for name, width in widths.items()}, tuple(group_sizes))
         for name, source in (adapters or {}).items():
             self.add(name, source)
 
@@ -169,6 +178,8 @@ class Bank:
 
     def acquire(self, terms: tuple[expression.Term, ...]) -> Row:
         """Make a composition resident and hold its slot until `release`. Raises `BankFull` when every slot is held."""
+        if self._closed:
+            raise AdapterError("the bank is closed, its hooks are gone")
         if not terms:
             return Row(IDENTITY, "")
         key = self.key(terms)
@@ -221,7 +232,8 @@ class Bank:
                 self.release(row)
 
     def close(self) -> None:
-        """Remove the bank's hooks; the model is then exactly what it was."""
+        """Remove the bank's hooks; the model is then exactly what it was, and the bank of no further use."""
+        self._closed = True
         while self._undo:
             self._undo.pop()()
         self.heads.close()

@@ -93,7 +93,7 @@ class Runner:
                 input_ids=torch.tensor([ids], device=device),
                 position_ids=torch.tensor([positions], device=device),
                 use_cache=False,
-                logits_to_keep=torch.tensor(wanted, device=device),
+                logits_to_keep=torch.tensor(wanted, dtype=torch.int64, device=device),  # of none: still an index
             ).logits[0].float()  # fmt: skip
         finally:
             bank.current = None

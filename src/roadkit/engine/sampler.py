@@ -40,7 +40,7 @@ def token_logprobs(logits: Tensor, token_ids: Many[int], counts: Many[int | None
         return results
     table = logits[torch.tensor(wanted, device=logits.device)].float().log_softmax(dim=-1)
     for row, i in zip(table, wanted, strict=True):
-        top = row.topk(counts[i] or 0)
+        top = row.topk(min(counts[i] or 0, len(row)))
         pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
         results[i] = TokenLogprob(token_ids[i], float(row[token_ids[i]]), pairs)
     return results
@@ -77,9 +77,9 @@ def _draw(logits: Tensor, sequences: Many[Sequence]) -> Tensor:
     """Sample by inverting the cumulative distribution over tokens sorted by likelihood."""
     device = logits.device
     temperature = torch.tensor([sequence.request.temperature for sequence in sequences], device=device)
-    probabilities, order = (
-        (logits / temperature.unsqueeze(1)).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    )
+    below = logits - logits.max(dim=-1, keepdim=True).values  # so that a tiny temperature overflows to −∞, never to NaN
+    scaled = below / temperature.clamp_min(1e-30).unsqueeze(1)
+    probabilities, order = scaled.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     vocab = probabilities.shape[1]
     top_k = torch.tensor([sequence.request.top_k or vocab for sequence in sequences], device=device).unsqueeze(1)
     top_p = torch.tensor([sequence.request.top_p for sequence in sequences], device=device).unsqueeze(1)
@@ -90,11 +90,11 @@ def _draw(logits: Tensor, sequences: Many[Sequence]) -> Tensor:
     probabilities = probabilities.masked_fill((before >= top_p) & (top_p < 1), 0)  # the first token always stays
     probabilities = probabilities.masked_fill(probabilities < min_p * probabilities[:, :1], 0)
     cumulative = probabilities.double().cumsum(dim=-1)
-    uniform = torch.tensor([_uniform(sequence.seed, sequence.num_generated) for sequence in sequences], device=device)
-    target = (uniform.double() * cumulative[:, -1]).unsqueeze(1)
+    uniform = [_uniform(sequence.seed, sequence.num_generated) for sequence in sequences]
+    target = (torch.tensor(uniform, dtype=torch.float64, device=device) * cumulative[:, -1]).unsqueeze(1)
     index = torch.searchsorted(cumulative, target, right=True).clamp_max_(vocab - 1)
     last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1  # rounding must not choose a token of probability 0
-    return order.gather(1, torch.minimum(index, last)).squeeze(1)
+    return order.gather(1, torch.minimum(index, last).clamp_min_(0)).squeeze(1)  # −1 where a row is all NaN
 
 
 def _uniform(seed: int, position: int) -> float:

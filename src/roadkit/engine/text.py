@@ -25,7 +25,7 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """Add a token; returns the text that became certain."""
         self._token_ids.append(token_id)
-        self._pending += self._stream.step(self._tokenizer._tokenizer, token_id) or ""
+        self._pending += self._step(token_id)
         found = [at for at in (self._pending.find(stop) for stop in self._stop) if at >= 0]
         if found:
             self.stopped = True
@@ -41,6 +41,13 @@ class Detokenizer:
         if whole.startswith(self.text + self._pending):
             self._pending = whole[len(self.text) :]
         return self._emit(len(self._pending))
+
+    def _step(self, token_id: int) -> str:
+        try:
+            return self._stream.step(self._tokenizer._tokenizer, token_id) or ""
+        except Exception:  # all that tokenizers raises, where bytes that are no text change what was decoded before
+            self._stream = DecodeStream(skip_special_tokens=True)
+            return "\N{REPLACEMENT CHARACTER}" + (self._stream.step(self._tokenizer._tokenizer, token_id) or "")
 
     def _emit(self, count: int) -> str:
         new, self._pending = self._pending[:count], self._pending[count:]

@@ -13,7 +13,6 @@ import itertools
 import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from ..errors import AdapterError
@@ -28,7 +27,7 @@ class Entry:
 
     name: str
     tenant: str
-    folder: Path
+    source: str  # a folder, hub id or address, as `store.read` takes it
     origin: Literal["upload", "folder"]
     version: str = ""
     public: bool = False
@@ -52,7 +51,9 @@ def check_name(name: str, *, longest: int, reserved: Collection[str] = ()) -> st
     if _NAME.fullmatch(name) is None:
         raise AdapterError(f"{name!r} is no adapter name: letters, digits and _.:/@- after a letter, digit or _")
     if any(part in ("", ".", "..") for part in name.split("/")) or name.endswith("/compose"):
-        raise AdapterError(f"{name!r} is no adapter name: its parts between '/' cannot be empty, '.', '..' or 'compose'")
+        raise AdapterError(
+            f"{name!r} is no adapter name: a part between '/' is empty, '.' or '..', or it ends with '/compose'"
+        )
     if name in reserved:
         raise AdapterError(f"{name!r} is the base model's name")
     return name

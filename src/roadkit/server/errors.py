@@ -1,6 +1,6 @@
 """Errors in OpenAI's shape, and which status belongs to which mistake.
 
-    raise ApiError(404, "no adapter 'formall'; did you mean 'formal'?", code="model_not_found", param="model")
+raise ApiError(404, "no adapter 'formall'; did you mean 'formal'?", code="model_not_found", param="model")
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def _explain(error: RequestValidationError) -> ApiError:
     path = [str(part) for part in problem["loc"][1:] if isinstance(part, (int, str))]
     field = path[0] if path else None
     if problem["type"] == "json_invalid":
-        return ApiError(400, f"the body is not valid JSON: {problem.get('ctx', {}).get('error', '')}", code="invalid_json")
+        return ApiError(
+            400, f"the body is not valid JSON: {problem.get('ctx', {}).get('error', '')}", code="invalid_json"
+        )
     if problem["type"] == "extra_forbidden":
         known = (problem.get("ctx") or {}).get("known", ())
         return ApiError(
@@ -122,4 +124,6 @@ def _explain(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"you must provide {what}", param=field, code="missing_required_parameter")
     detail = problem["msg"].removeprefix("Value error, ")
     where = ".".join(part for part in path if not part.startswith(("list[", "str", "constrained", "function")))
-    return ApiError(400, f"{where[:200]}: {detail}" if where else detail, param=field and field[:100], code="invalid_value")
+    return ApiError(
+        400, f"{where[:200]}: {detail}" if where else detail, param=field and field[:100], code="invalid_value"
+    )

@@ -1,7 +1,7 @@
 """`Metrics`: what Prometheus reads at `/metrics`. Labels are bounded: after `MAX_LABELS` names the rest is '(other)'.
 
-    metrics = Metrics()
-    metrics.finished(tenant="acme", adapter="formal", job=job, completion=completion)
+metrics = Metrics()
+metrics.finished(tenant="acme", adapter="formal", job=job, completion=completion)
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Metrics:
         if job.started is not None:
             self.queue_time.observe(job.started - job.submitted)
         if job.first is not None:
-            self.first_token.observe(job.first - job.submitted)
+            self.first_token.observe(job.first - job.arrived)
             if job.finished is not None and generated > 1:
                 self.per_token.observe((job.finished - job.first) / (generated - 1))
 

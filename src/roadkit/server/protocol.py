@@ -10,6 +10,7 @@ called on any thread. Adapters are loaded under names that say which bytes they 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -29,6 +30,7 @@ class Job:
     deliver: Callable[[Chunk], None]
     streaming: bool = False  # else only the last chunk is delivered
     why_cancelled: str | None = None
+    arrived: float = field(default_factory=time.monotonic)
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None  # when it left the queue
     first: float | None = None  # when its first token was there
@@ -108,7 +110,8 @@ class Mailbox:
 
     def __init__(self, limit: int):
         self._chunks: deque[tuple[int, Chunk]] = deque()
-        self._limit, self._wake = limit, None
+        self._limit = limit
+        self._wake: asyncio.Future[None] | None = None
         self.overflowed = False
 
     def put(self, index: int, chunk: Chunk) -> bool:
@@ -124,8 +127,6 @@ class Mailbox:
 
     async def read(self, count: int) -> AsyncIterator[tuple[int, Chunk]]:
         """Chunks in their order, until `count` jobs have ended."""
-        import asyncio
-
         while count:
             while not self._chunks:
                 self._wake = asyncio.get_running_loop().create_future()

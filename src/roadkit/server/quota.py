@@ -1,8 +1,8 @@
 """`Meter`: what a key has used, against its `Quota`.
 
     meter = Meter(key.quota)
-    meter.enter("formal*0.7", requests=1)      # ApiError 429 with Retry-After where that is too much
-    meter.leave("formal*0.7", tokens=120)
+    meter.enter("formal*0.7", count=1)         # ApiError 429 with Retry-After where that is too much
+    meter.leave("formal*0.7", count=1, tokens=120)
 
 Rates are token buckets that hold one minute's worth, on a clock that never goes back.
 """
@@ -41,24 +41,24 @@ class Meter:
         self._tokens = Bucket(quota.tokens_per_minute) if quota.tokens_per_minute else None
         self._live: Counter[str] = Counter()
 
-    def enter(self, expression: str) -> None:
-        """Count a request in, or raise `ApiError` 429."""
+    def enter(self, expression: str, *, count: int = 1) -> None:
+        """Count a request for `count` answers in, or raise `ApiError` 429."""
         quota = self.quota
         for bucket, what in ((self._requests, "requests"), (self._tokens, "tokens")):
             if bucket is not None and (seconds := bucket.wait()) > 0:
                 raise overloaded(f"your key's {what} per minute are used up", retry_after=seconds)
-        if quota.concurrency is not None and self._live.total() >= quota.concurrency:
-            raise overloaded(f"your key has {quota.concurrency} requests running, which is its limit")
+        if quota.concurrency is not None and self._live.total() + count > quota.concurrency:
+            raise overloaded(f"your key may have {quota.concurrency} answers running at once")
         if quota.live_expressions is not None and expression not in self._live:
             if len(self._live) >= quota.live_expressions:
-                raise overloaded(f"your key has {quota.live_expressions} different models running, which is its limit")
+                raise overloaded(f"your key may have {quota.live_expressions} different models running at once")
         if self._requests is not None:
-            self._requests.take(1)
-        self._live[expression] += 1
+            self._requests.take(count)
+        self._live[expression] += count
 
-    def leave(self, expression: str, *, tokens: int) -> None:
+    def leave(self, expression: str, *, count: int = 1, tokens: int = 0) -> None:
         """Count a request out, with the tokens it read and wrote."""
-        self._live[expression] -= 1
+        self._live[expression] -= count
         if self._live[expression] <= 0:
             del self._live[expression]
         if self._tokens is not None:

@@ -83,7 +83,7 @@ class Registry:
         facts = {"version": version, "public": public, "pinned": pinned, "created": int(time.time())}
         write_json(folder / POINTER, facts)
         self._sweep(folder, keep={version} | ({previous.version} if previous else set()))
-        return Entry(name, tenant, target, "upload", **facts)
+        return Entry(name, tenant, str(target), "upload", **facts)
 
     def remove(self, entry: Entry) -> None:
         """Forget an adapter: the pointer first, which is one step, then its files."""
@@ -98,10 +98,10 @@ class Registry:
         try:
             facts = json.loads((folder / POINTER).read_bytes())
             tenant, name = (unquote(part.name)[1:] for part in (folder.parent, folder))
-            entry = Entry(name, tenant, folder / "versions" / facts["version"], "upload", **facts)
+            entry = Entry(name, tenant, str(folder / "versions" / facts["version"]), "upload", **facts)
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        return entry if entry.folder.is_dir() else None
+        return entry if Path(entry.source).is_dir() else None
 
     def _sweep(self, folder: Path, *, keep: set[str]) -> None:
         versions = folder / "versions"

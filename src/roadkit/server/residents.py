@@ -38,16 +38,18 @@ class Lease:
 
     name: str
     adapter: Adapter
+    version: str = ""  # SHA-256 of the files, '' for a composition
     users: int = 0
 
 
 class Residents:
-    """Safe for several threads; one of them reads or composes at a time."""
+    """Safe for several threads; one of them reads or composes at a time, and `release` never waits for that."""
 
     def __init__(self, backend: Backend, catalog: Catalog, metrics: Metrics, *, limit: int):
         self._backend, self._catalog, self._metrics, self._limit = backend, catalog, metrics, limit
         self._leases: OrderedDict[str, Lease] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held for a look-up at most: the event loop takes it too
+        self._building = threading.Lock()  # held while something is read or composed
         self._pinned: dict[tuple[str, str], Lease] = {}
 
     def __len__(self) -> int:
@@ -55,25 +57,33 @@ class Residents:
 
     def acquire(self, factors: Sequence[tuple[Entry, float]]) -> Lease:
         """A composition, ready in the backend. Raises `RoadkitError` for what cannot be read or composed."""
-        with self._lock:
-            lease = self._composition(factors)
-            lease.users += 1
-            self._leases.move_to_end(lease.name)
-            return lease
+        singles: list[Lease] = []
+        try:
+            singles.extend(self._single(entry) for entry, _ in factors)
+            if len(factors) == 1 and factors[0][1] == 1.0:
+                return self._hold(singles[0].name) or singles[0]
+            return self._composition(factors, singles)
+        finally:
+            for lease in singles:
+                self.release(lease)
 
     def release(self, lease: Lease) -> None:
         """Done with a composition; it stays in memory until its place is needed."""
         with self._lock:
             lease.users -= 1
-            self._evict()
+            if lease.users <= 0:
+                self._evict()
 
     def pin(self, entry: Entry) -> None:
-        """Keep an adapter's current version in memory, or no version of it any more."""
+        """Keep the current version in memory if the entry is pinned, and earlier versions no longer."""
         lease = self.acquire([(entry, 1.0)]) if entry.pinned else None
-        key = (entry.tenant, entry.name)
-        old = self._pinned.pop(key, None)
+        self.unpin(entry)
         if lease is not None:
-            self._pinned[key] = lease
+            self._pinned[entry.tenant, entry.name] = lease
+
+    def unpin(self, entry: Entry) -> None:
+        """Let a pinned adapter leave memory."""
+        old = self._pinned.pop((entry.tenant, entry.name), None)
         if old is not None:
             self.release(old)
 
@@ -83,57 +93,29 @@ class Residents:
         self._backend.check(adapter)
         largest = float(torch.maximum(adapter.a.abs().max(), adapter.b.abs().max()))
         if largest > MAX_ENTRY:
-            raise AdapterError(f"{origin}: its rotation grows to {largest:.3g} in one entry, at most {MAX_ENTRY:g} is served")
+            raise AdapterError(
+                f"{origin}: its rotation grows to {largest:.3g} in one entry, at most {MAX_ENTRY:g} is served"
+            )
         adapter.content_hash  # noqa: B018  computed here, not between two steps of the engine
         return adapter
 
-    # ---- inside, under the lock --------------------------------------------------------------------------------
+    # ---- inside; every lease that is returned counts one more user ---------------------------------------------
 
-    def _composition(self, factors: Sequence[tuple[Entry, float]]) -> Lease:
-        singles = [self._single(entry) for entry, _ in factors]
-        if len(factors) == 1 and factors[0][1] == 1.0:
-            return singles[0]
-        terms = tuple(Term(lease.name, weight) for lease, (_, weight) in zip(singles, factors, strict=True))
-        name = hashlib.sha256(expression.canonical(terms).encode()).hexdigest()[:32]
-        if name not in self._leases:
-            try:
-                adapter = expression.compose(terms, {lease.name: lease.adapter for lease in singles})
-            except RoadkitError as error:  # in the client's names, not ours
-                text = str(error)
-                for lease, (entry, _) in zip(singles, factors, strict=True):
-                    text = text.replace(lease.name, entry.name)
-                raise type(error)(text) from None
-            self._add(name, adapter)
-        return self._leases[name]
+    def _hold(self, name: str) -> Lease | None:
+        with self._lock:
+            lease = self._leases.get(name)
+            if lease is not None:
+                lease.users += 1
+                self._leases.move_to_end(name)
+            return lease
 
-    def _single(self, entry: Entry) -> Lease:
-        name = entry.version[:32]
-        if name and name in self._leases:
-            self._leases.move_to_end(name)
-            return self._leases[name]
-        start = time.perf_counter()
-        try:
-            config, weights = store.read(entry.folder)
-        except AdapterError as error:
-            log.warning("adapter %s cannot be read: %s", entry.name, error)
-            raise ExpressionError(f"no adapter {entry.name!r} any more") from None
-        version = version_of(config, weights)
-        if entry.version and version != entry.version and entry.origin == "upload":
-            log.error("the stored files of %s do not have the hash they were accepted with", entry.name)
-            raise AdapterError(f"adapter {entry.name!r} is damaged on the server")
-        name = version[:32]
-        if name not in self._leases:
-            self._add(name, self.validate(config, weights, origin=entry.name))
-            self._metrics.load_seconds.observe(time.perf_counter() - start)
-        if version != entry.version and self._catalog.own(entry.tenant, entry.name) == entry:
-            self._catalog.put(dataclasses.replace(entry, version=version))
-        return self._leases[name]
-
-    def _add(self, name: str, adapter: Adapter) -> None:
+    def _add(self, name: str, adapter: Adapter, version: str = "") -> Lease:
         adapter.content_hash  # noqa: B018  computed here, not between two steps of the engine
-        self._backend.load(name, adapter)
-        self._leases[name] = Lease(name, adapter)
-        self._metrics.loads.inc()
+        with self._lock:
+            self._backend.load(name, adapter)
+            lease = self._leases[name] = Lease(name, adapter, version, users=1)
+            self._metrics.loads.inc()
+            return lease
 
     def _evict(self) -> None:
         idle = [name for name, lease in self._leases.items() if lease.users <= 0]
@@ -141,3 +123,47 @@ class Residents:
             del self._leases[name]
             self._backend.unload(name)
             self._metrics.evictions.inc()
+
+    def _composition(self, factors: Sequence[tuple[Entry, float]], singles: Sequence[Lease]) -> Lease:
+        terms = tuple(Term(lease.name, weight) for lease, (_, weight) in zip(singles, factors, strict=True))
+        name = hashlib.sha256(expression.canonical(terms).encode()).hexdigest()[:32]
+        if (lease := self._hold(name)) is not None:
+            return lease
+        with self._building:
+            if (lease := self._hold(name)) is not None:
+                return lease
+            try:
+                adapter = expression.compose(terms, {lease.name: lease.adapter for lease in singles})
+            except RoadkitError as error:  # in the client's names, not ours
+                text = str(error)
+                for lease, (entry, _) in zip(singles, factors, strict=True):
+                    text = text.replace(lease.name, entry.name)
+                raise type(error)(text) from None
+            return self._add(name, adapter)
+
+    def _single(self, entry: Entry) -> Lease:
+        if entry.version and (lease := self._hold(entry.version[:32])) is not None:
+            return lease
+        with self._building:
+            if entry.version and (lease := self._hold(entry.version[:32])) is not None:
+                return lease
+            start = time.perf_counter()
+            config, weights = self._read(entry)
+            version = version_of(config, weights)
+            if entry.origin == "upload" and version != entry.version:
+                log.error("the stored files of %s do not have the hash they were accepted with", entry.name)
+                raise AdapterError(f"adapter {entry.name!r} is damaged on the server")
+            lease = self._hold(version[:32])
+            if lease is None:
+                lease = self._add(version[:32], self.validate(config, weights, origin=entry.name), version)
+                self._metrics.load_seconds.observe(time.perf_counter() - start)
+        if version != entry.version and self._catalog.own(entry.tenant, entry.name) == entry:
+            self._catalog.put(dataclasses.replace(entry, version=version))
+        return lease
+
+    def _read(self, entry: Entry) -> tuple[bytes, bytes]:
+        try:
+            return store.read(entry.source)
+        except AdapterError as error:  # the message names the server's folders
+            log.warning("adapter %s cannot be read: %s", entry.name, error)
+            raise ExpressionError(f"no adapter {entry.name!r} any more") from None

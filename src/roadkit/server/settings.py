@@ -39,10 +39,10 @@ class Limits(Frozen):
 class Quota(Frozen):
     """Bounds of one key; None is unlimited."""
 
-    requests_per_minute: float | None = Field(None, gt=0)
-    tokens_per_minute: float | None = Field(None, gt=0)
-    concurrency: int | None = Field(None, gt=0)
-    live_expressions: int | None = Field(None, gt=0)  # different compositions running at once
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    concurrency: int | None = Field(default=None, gt=0)
+    live_expressions: int | None = Field(default=None, gt=0)  # different compositions running at once
 
 
 class Settings(Frozen):
@@ -57,10 +57,10 @@ class Settings(Frozen):
     registry: Path | None = None
     allowed_sources: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
-    max_queue: int = Field(256, gt=0)  # requests that wait for a row, over all tenants
-    max_queue_per_tenant: int = Field(128, gt=0)
-    max_resident: int = Field(64, gt=0)  # compositions kept in memory beyond those in use
-    stream_buffer: int = Field(1024, gt=0)  # chunks that a client may be behind
-    request_seconds: float = Field(600.0, gt=0)
-    drain_seconds: float = Field(30.0, ge=0)
-    watch_seconds: float = Field(2.0, gt=0)
+    max_queue: int = Field(default=256, gt=0)  # requests that wait for a row, over all tenants
+    max_queue_per_tenant: int = Field(default=128, gt=0)
+    max_resident: int = Field(default=64, gt=0)  # compositions kept in memory beyond those in use
+    stream_buffer: int = Field(default=1024, gt=0)  # chunks that a client may be behind
+    request_seconds: float = Field(default=600.0, gt=0)
+    drain_seconds: float = Field(default=30.0, ge=0)
+    watch_seconds: float = Field(default=2.0, gt=0)

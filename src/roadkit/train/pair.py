@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from peft import LoraConfig, PeftModel, RoadConfig, get_peft_model, inject_adapter_in_model
+from peft import LoraConfig, PeftModel, RoadConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from ..adapter import Adapter
@@ -17,7 +16,7 @@ from ..modules import match
 from ..peft_tuner import enable_peft
 from ..store import CONFIG
 from .artifact import LORA, ROAD, load_into
-from .tuned import ADAPTER
+from .tuned import ADAPTER, surround
 
 
 def is_pair(path: str | Path) -> bool:
@@ -45,12 +44,8 @@ def load_pair(model: PreTrainedModel, path: str | Path) -> PeftModel:
     )
     tuned = get_peft_model(model, config, adapter_name=ADAPTER)
     lora = LoraConfig.from_pretrained(str(Path(path) / LORA))
-    inject_adapter_in_model(lora, model, ADAPTER)
-    for name, parameter in tuned.named_parameters():
-        trained = any(mark in name for mark in (".road_", ".lora_", f".modules_to_save.{ADAPTER}"))
-        parameter.requires_grad_(trained)
-        if ".lora_" in name:
-            parameter.data = parameter.data.to(torch.float32)
+    lora.inference_mode = False  # PEFT would freeze it, and what is frozen is not looked for in the files
+    surround(tuned, lora)
     load_into(tuned, path)
     for parameter in tuned.parameters():
         parameter.requires_grad_(False)

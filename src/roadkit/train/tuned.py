@@ -26,7 +26,6 @@ from ..rotation import check_group_size
 from .recipe import LoraOptions, Recipe
 
 ADAPTER = "default"  # the name inside PEFT; it is in no file
-HALF_MARKS = (f".lora_A.{ADAPTER}", f".lora_B.{ADAPTER}")
 
 
 def head_names(model: PreTrainedModel, recipe: Recipe) -> list[str]:
@@ -110,14 +109,21 @@ def tune(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     finally:
         PEFT_TYPE_TO_TUNER_MAPPING[PeftType.ROAD] = before
     if recipe.lora is not None:
-        rotations = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
-        inject_adapter_in_model(lora_config(recipe.lora, list(layers)), model, ADAPTER)
-        for parameter in rotations:  # PEFT froze what is no LoRA
-            parameter.requires_grad_(True)
-        for name, parameter in tuned.named_parameters():
-            if any(mark in name for mark in HALF_MARKS):
-                parameter.data = parameter.data.float()
+        surround(tuned, lora_config(recipe.lora, list(layers)))
     return tuned
+
+
+def surround(tuned: PeftModel, config: LoraConfig) -> None:
+    """Put a LoRA around layers that are rotated already: z = R(Wx) + s·BAx. Both train, in float32."""
+    trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
+    model = tuned.get_base_model()
+    vars(model).pop("peft_config", None)  # the rotation's; PEFT would take the LoRA for a second one of its kind
+    inject_adapter_in_model(config, model, ADAPTER)
+    for parameter in trained:  # PEFT froze what is no LoRA
+        parameter.requires_grad_(True)
+    for name, parameter in tuned.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()
 
 
 def lora_config(options: LoraOptions, layers: list[str]) -> LoraConfig:

@@ -1,0 +1,113 @@
+"""`roadkit serve smollm2 --adapters adapters`: an OpenAI-compatible server; `--make-key NAME` makes an API key."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import typer
+
+from ..errors import RoadkitError
+
+
+def serve(
+    model: str = typer.Argument("smollm2", help="Base model: hub id, folder, or smollm2."),
+    adapters: list[str] = typer.Option([], help="name=source, an adapter's folder, or a folder of them. Repeatable."),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on; others than loopback need --keys."),
+    port: int = typer.Option(8000, help="0 takes a free one."),
+    name: str = typer.Option("", help="What clients call the base model; by default MODEL."),
+    registry: Path | None = typer.Option(None, help="Folder that keeps uploads; without one, none are taken."),
+    keys: Path | None = typer.Option(None, help="File of API keys (digests only); also $ROADKIT_KEYS."),
+    make_key: str = typer.Option("", help="Add a key of this name to --keys, print it once, and exit."),
+    tenant: str = typer.Option("default", help="With --make-key: whose key it is."),
+    admin: bool = typer.Option(False, "--admin", help="With --make-key: may change adapters and read /metrics."),
+    requests_per_minute: float = typer.Option(0.0, help="With --make-key; 0 is no limit."),
+    tokens_per_minute: float = typer.Option(0.0, help="With --make-key; 0 is no limit."),
+    concurrency: int = typer.Option(0, help="With --make-key: answers at once; 0 is no limit."),
+    live_expressions: int = typer.Option(0, help="With --make-key: different models at once; 0 is no limit."),
+    source: list[str] = typer.Option([], help="Prefix that admins may load adapters from (s3://bucket/). Repeatable."),
+    allowed_host: list[str] = typer.Option([], help="Host header to answer without keys. Repeatable."),
+    insecure: bool = typer.Option(False, "--insecure", help="Listen on other addresses without keys."),
+    tls_cert: Path | None = typer.Option(None, help="Certificate, with --tls-key."),
+    tls_key: Path | None = typer.Option(None, help="Its private key."),
+    max_batch: int = typer.Option(32, help="Requests that run at once."),
+    max_queue: int = typer.Option(256, help="Requests that may wait; more get 429."),
+    max_context: int = typer.Option(0, help="Longest prompt and answer in tokens; 0 is the model's own limit."),
+    max_resident: int = typer.Option(64, help="Compositions kept in memory beyond those in use."),
+    cache_gib: float = typer.Option(1.0, help="Memory for keys and values."),
+    weights: str = typer.Option("", help="Store packed weights as float32, bfloat16 or int8."),
+    request_seconds: float = typer.Option(600.0, help="A request's deadline."),
+    watch_seconds: float = typer.Option(2.0, help="How often folders of adapters are looked at."),
+    drain_seconds: float = typer.Option(30.0, help="After SIGTERM, how long running requests may go on."),
+) -> None:
+    """Serve a base model and its adapters; every request names an expression as its model."""
+    from ..server.auth import Keyring, new_key
+    from ..server.settings import Quota, Settings
+
+    if make_key:
+        if keys is None:
+            raise RoadkitError("--make-key needs --keys FILE, where the key's digest is kept")
+        quota = Quota(
+            requests_per_minute=requests_per_minute or None,
+            tokens_per_minute=tokens_per_minute or None,
+            concurrency=concurrency or None,
+            live_expressions=live_expressions or None,
+        )
+        text, key = new_key(make_key, tenant=tenant, admin=admin, quota=quota)
+        Keyring((*Keyring.load(keys).keys, key)).save(keys)
+        print(text)
+        print("kept as a digest only: this is the one time the key is shown", file=sys.stderr)
+        return
+    if keys is not None and not keys.exists():
+        raise RoadkitError(f"{keys}: no such file; make a key with --make-key NAME --keys {keys}")
+    if (tls_cert is None) != (tls_key is None):
+        raise RoadkitError("--tls-cert and --tls-key go together")
+    from ..engine.engine import Engine
+    from ..server import launch
+    from ..server.embedded import EmbeddedEngine
+
+    _log_json()
+    settings = Settings(
+        model=name or model,
+        registry=registry,
+        allowed_sources=tuple(source),
+        allowed_hosts=tuple(allowed_host),
+        max_queue=max_queue,
+        max_queue_per_tenant=max(1, max_queue // 2),
+        max_resident=max_resident,
+        request_seconds=request_seconds,
+        drain_seconds=drain_seconds,
+        watch_seconds=watch_seconds,
+    )
+    keyring = Keyring.load(keys)
+    launch.check_exposure(host, keyring, insecure=insecure, tls=tls_cert is not None)
+    engine = Engine.from_pretrained(
+        model,
+        max_batch=max_batch,
+        max_context=max_context or None,
+        cache_gib=cache_gib,
+        weights=weights or None,  # type: ignore[arg-type]
+    )
+    backend = EmbeddedEngine(engine, max_queue=max_queue, max_queue_per_tenant=settings.max_queue_per_tenant)
+    launch.serve(
+        settings,
+        keyring,
+        backend,
+        adapters=adapters,
+        host=host,
+        port=port,
+        insecure=insecure,
+        tls=(tls_cert, tls_key) if tls_cert and tls_key else None,
+        ready=lambda address: print(f"serving {settings.model} on {address}/v1", flush=True),
+    )
+
+
+def _log_json() -> None:
+    from ..server.launch import JsonFormatter
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for noisy in ("httpx", "httpx2", "httpcore", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

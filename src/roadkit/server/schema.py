@@ -1,0 +1,204 @@
+"""What OpenAI's clients send, as strict pydantic models: unknown fields and wrong types are refused as OpenAI does.
+
+    body = ChatRequest.model_validate({"model": "formal*0.7", "messages": [{"role": "user", "content": "Hi"}]})
+
+Fields that change nothing here (`user`, `metadata`, …) are taken and ignored; fields that would have to change the
+answer and do not (`frequency_penalty`, tools, …) are refused unless they hold the value that asks for nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text holds half of a surrogate pair, which no encoding has") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+
+
+class Body(BaseModel):
+    """Strict, and closed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class JsonSchema(Body):
+    """OpenAI's wrapper around a schema. Always followed strictly."""
+
+    name: Text = Field("", max_length=64)
+    description: Text | None = None
+    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("response_format: json_schema goes with type 'json_schema', and only with it")
+        return self
+
+    @property
+    def wanted(self) -> dict[str, Any] | None:
+        """The schema to follow; None for free text."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
+
+
+class Sampling(Body):
+    """What both generating routes take."""
+
+    REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "frequency_penalty": (0,),
+        "presence_penalty": (0,),
+        "logit_bias": ({},),
+    }
+
+    model: Text
+    n: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=0)
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    seed: Seed | None = None
+    stop: Text | list[Text] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    # beyond OpenAI, with vLLM's names
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, gt=0, le=100, allow_inf_nan=False)
+    no_repeat_ngram_size: int | None = Field(None, ge=0, le=1024)
+    min_tokens: int | None = Field(None, ge=0)
+    ignore_eos: bool | None = None
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=64)
+    # taken and ignored
+    user: Text | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    # refused, see REFUSED
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+
+    @model_validator(mode="after")
+    def _nothing_unsupported(self) -> Sampling:
+        for name, harmless in self.REFUSED.items():
+            value = getattr(self, name)
+            if value is not None and value not in harmless:
+                raise ValueError(f"{name} is not supported here; leave it out (repetition_penalty is)")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options goes with stream=true only")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class CompletionRequest(Sampling):
+    """POST /v1/completions."""
+
+    REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {**Sampling.REFUSED, "suffix": ("",)}
+
+    prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0)
+    best_of: int | None = Field(None, ge=1)
+    suffix: str | None = None
+
+    @model_validator(mode="after")
+    def _best_of_all(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ValueError("best_of must equal n: no candidates are thrown away here")
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt by itself."""
+        if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
+            return [self.prompt]  # type: ignore[list-item]
+        return list(self.prompt)  # type: ignore[arg-type]
+
+
+class Part(Body):
+    """A piece of a message; only text can be read."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(Body):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[Part]
+    name: Text | None = None
+    refusal: None = None
+
+    @property
+    def plain(self) -> dict[str, str]:
+        """As chat templates want it."""
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+
+
+class ChatRequest(Sampling):
+    """POST /v1/chat/completions."""
+
+    REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **Sampling.REFUSED,
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "parallel_tool_calls": (True, False),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "reasoning_effort": ("none",),
+        "web_search_options": (),
+        "verbosity": ("medium",),
+    }
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0)
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    functions: list[Any] | None = None
+    function_call: Any = None
+    modalities: list[str] | None = None
+    audio: Any = None
+    prediction: Any = None
+    reasoning_effort: str | None = None
+    web_search_options: Any = None
+    verbosity: str | None = None
+
+    @model_validator(mode="after")
+    def _logprobs_together(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs=true only")
+        return self

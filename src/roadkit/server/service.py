@@ -1,0 +1,97 @@
+"""`Service`: everything a running server holds, for the routes to share.
+
+service = Service(settings, keyring, backend)
+factors = service.parse(caller, "formal*0.7 + german")      # [(entry, strength)] of what the caller may use
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from .. import expression
+from ..errors import ExpressionError
+from .auth import Key, Keyring
+from .catalog import Catalog, Entry
+from .errors import ApiError
+from .metrics import Metrics
+from .protocol import Backend, Job
+from .quota import Meter
+from .registry import Registry
+from .residents import Residents
+from .settings import Settings
+
+log = logging.getLogger("roadkit.server")
+
+Result = TypeVar("Result")
+
+
+class Service:
+    """One server. Its methods belong to the event loop, except `parse`, which `work` runs on a thread."""
+
+    def __init__(self, settings: Settings, keyring: Keyring, backend: Backend):
+        self.settings, self.keyring, self.backend = settings, keyring, backend
+        self.metrics, self.catalog = Metrics(), Catalog()
+        self.residents = Residents(backend, self.catalog, self.metrics, limit=settings.max_resident)
+        self.registry = Registry(settings.registry) if settings.registry else None
+        self.created = int(time.time())
+        self.in_flight, self.draining, self.jobs = 0, False, set[Job]()
+        self.changing = asyncio.Lock()  # one change of the catalog at a time
+        self._meters: dict[str, Meter] = {}
+        self._workers = ThreadPoolExecutor(2, thread_name_prefix="roadkit-work")
+
+    def start(self) -> None:
+        """Begin to serve, on the running event loop."""
+        self.backend.start()
+        for entry in self.registry.entries() if self.registry else []:
+            self.catalog.put(entry)
+            if entry.pinned:
+                self.residents.pin(entry)
+
+    def close(self) -> None:
+        self.backend.close()
+        self._workers.shutdown(wait=True)
+        if self.registry:
+            self.registry.close()
+
+    def drain(self) -> None:
+        """Take nothing new; what runs may finish until `cut`."""
+        self.draining = True
+
+    def cut(self) -> None:
+        """End what still runs."""
+        for job in list(self.jobs):
+            job.why_cancelled = "the server is shutting down"
+            self.backend.cancel(job)
+
+    async def work(self, call: Callable[[], Result]) -> Result:
+        """Run something that computes or reads, away from the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, call)
+
+    def meter(self, key: Key) -> Meter:
+        """What a key has used so far."""
+        if key.name not in self._meters:
+            self._meters[key.name] = Meter(key.quota)
+        return self._meters[key.name]
+
+    def is_base(self, model: str) -> bool:
+        return model == self.settings.model
+
+    def parse(self, key: Key, model: str) -> list[tuple[Entry, float]]:
+        """An expression over what a caller can see; [] is the base. Raises `ApiError` or `ExpressionError`."""
+        if self.is_base(model):
+            return []
+        if len(model) > self.settings.limits.max_expression:
+            longest = self.settings.limits.max_expression
+            raise ApiError(400, f"model has {len(model)} characters, at most {longest} are allowed", param="model")
+        factors = []
+        for term in expression.parse(model, self.catalog.view(key.tenant)):
+            entry = self.catalog.find(key.tenant, term.name)
+            if entry is None:  # removed between the two look-ups
+                raise ExpressionError(f"no adapter {term.name!r}")
+            factors.append((entry, term.strength))
+        return factors

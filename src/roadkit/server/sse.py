@@ -1,0 +1,41 @@
+"""`EventStream`: server-sent events of one generation, ended within a step when the client goes away.
+
+return EventStream(generation, lines, request)       # lines(): an async iterator of JSON objects
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .generation import Generation
+
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Content-Type": "text/event-stream; charset=utf-8"}
+
+
+class EventStream(Response):
+    """`data: {…}` for every object, `data: [DONE]` at the end."""
+
+    def __init__(self, generation: Generation, events: AsyncIterator[dict[str, Any]], request: Request):
+        super().__init__(headers=_HEADERS)
+        if "content-length" in self.headers:
+            del self.headers["content-length"]
+        self._generation, self._events, self._request = generation, events, request
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watcher = asyncio.ensure_future(self._generation.watch(self._request))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for event in self._events:
+                data = f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n"
+                await send({"type": "http.response.body", "body": data.encode(), "more_body": True})
+            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+        finally:
+            watcher.cancel()
+            self._generation.close()

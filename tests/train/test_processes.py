@@ -1,0 +1,41 @@
+"""Two processes train one adapter together, as under `accelerate launch` or `torchrun`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import roadkit as rk
+from roadkit.train import run
+from roadkit.train.recipe import dump_recipe
+
+WORKER = "import sys; from roadkit.train import load_recipe, run; run(load_recipe(sys.argv[1]))"
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(make_recipe, tmp_path):
+    """Two rows each, or four in one process: the same examples in every step, so the same adapter."""
+    changes = {"max_steps": 3, "save_steps": 2, "eval_fraction": 0.25, "warmup": 0, "keep_checkpoints": True}
+    alone = run(make_recipe(batch_size=4, output=str(tmp_path / "alone"), **changes))
+    recipe = make_recipe(batch_size=2, output=str(tmp_path / "together"), **changes)
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    (tmp_path / "worker.py").write_text(WORKER)
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1", "--master_port=0"]
+    command = [sys.executable, *launch, "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "worker.py"), str(tmp_path / "recipe.yaml")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    together = rk.Adapter.load(recipe.output)
+    torch.testing.assert_close(together.a, rk.Adapter.load(alone.adapter).a, rtol=1e-5, atol=1e-5)
+    assert (Path(recipe.run_dir) / "checkpoint-2" / "complete.json").is_file()
+    assert (Path(recipe.run_dir) / "checkpoint-2" / "rng_state_1.pth").is_file()
