@@ -63,7 +63,6 @@ def test_strided_input():
 
 @pytest.mark.parametrize("weights", [None, "bfloat16", "int8"])
 def test_a_row_alone_is_exactly_the_row_in_any_batch(weights):
-    model = nn.ModuleDict({"q": nn.Linear(65, 577)})
     adapters = {f"a{i}": _adapter({"q": 576}, seed=i, group_size=64) for i in range(3)}
     model = nn.ModuleDict({"q": nn.Linear(65, 576)})
     layer, bank = _packed_bank(model, adapters, weights)
@@ -192,9 +191,9 @@ def test_what_the_kernel_does_not_read_stays_as_it_is():
             super().__init__()
             self.in_features, self.out_features = 3, 8
 
-    model = nn.ModuleDict({"half": nn.Linear(3, 8).half(), "own": Own(), "double": nn.Linear(3, 8).double()})
+    model = nn.ModuleDict({"f16": nn.Linear(3, 8).half(), "own": Own(), "f64": nn.Linear(3, 8).double()})
     assert pack(model) == {}
-    assert model["half"].weight.numel() == 24
+    assert model["f16"].weight.numel() == 24
 
 
 def test_without_the_kernels_nothing_is_packed(monkeypatch):

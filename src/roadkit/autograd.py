@@ -10,7 +10,8 @@ projection), and sharing it costs nothing. One pass over g and z gives the rest:
 
 from __future__ import annotations
 
-import ctypes
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -47,16 +48,20 @@ def rotate_trainable(h: Tensor, theta: Tensor, alpha: Tensor, *, variant: str, g
 
 
 def _check(h: Tensor, theta: Tensor, alpha: Tensor, variant: str, group_size: int) -> None:
-    d = h.shape[-1]
+    expected = _parameter_shape(variant, h.shape[-1], group_size)
+    if theta.shape != expected or alpha.shape != expected:
+        raise AdapterError(
+            f"{variant} of a layer {h.shape[-1]} wide has theta and alpha of shape {list(expected)}, "
+            f"got {list(theta.shape)} and {list(alpha.shape)}"
+        )
+
+
+@functools.cache
+def _parameter_shape(variant: str, d: int, group_size: int) -> tuple[int]:
     check_group_size(d, group_size, "rotate_trainable")
     if variant not in VARIANTS:
         raise AlgebraError(f"unknown variant {variant!r}; use one of {', '.join(VARIANTS)}")
-    expected = (num_parameters(variant, d),)
-    if theta.shape != expected or alpha.shape != expected:
-        raise AdapterError(
-            f"{variant} of a layer {d} wide has theta and alpha of shape {list(expected)}, "
-            f"got {list(theta.shape)} and {list(alpha.shape)}"
-        )
+    return (num_parameters(variant, d),)
 
 
 class _Rotate(torch.autograd.Function):
@@ -82,6 +87,7 @@ class _Rotate(torch.autograd.Function):
         return dh, d_theta, d_alpha, None, None, None
 
 
+@functools.cache
 def _condition_limit(dtype: torch.dtype) -> float:
     return min(MAX_CONDITION, 2 * MAX_NOISE / torch.finfo(dtype).eps)
 
@@ -128,62 +134,58 @@ def _rotate(h: Tensor, a: Tensor, b: Tensor, group_size: int) -> Tensor:
     return rotate_rows(h, slot, a.unsqueeze(0), b.unsqueeze(0), group_size)
 
 
-# ---- the same through `training.c`, one pass over memory each way -------------------------------------------------
+# ---- the same through `training.c`, one call and one pass over memory each way ----------------------------------
+
+
+@functools.cache
+def _functions() -> dict[torch.dtype, tuple[Callable[..., int], Callable[..., int]]]:
+    """Forward and backward for each dtype; none where `training.c` cannot be built."""
+    library = native.load_training()
+    if library is None:
+        return {}
+    return {
+        dtype: (getattr(library, f"rk_forward_{suffix}"), getattr(library, f"rk_backward_{suffix}"))
+        for dtype, suffix in _SUFFIX.items()
+    }
 
 
 def _is_native(h: Tensor, theta: Tensor, alpha: Tensor) -> bool:
-    plain = h.device.type == "cpu" and type(h) in (Tensor, nn.Parameter) and h.dtype in _SUFFIX
-    return plain and theta.dtype == alpha.dtype == torch.float32 and native.load_training() is not None
+    plain = type(h) in (Tensor, nn.Parameter) and h.device.type == "cpu" and h.dtype in _functions()
+    return plain and theta.dtype == alpha.dtype == torch.float32
 
 
 def _forward_native(h, theta, alpha, variant, group_size, trains):
     h = h.contiguous()
-    z = torch.empty_like(h)
-    (a, b, _), invertible = _lower_native(theta, alpha, variant, group_size, h)
-    _pass_native(h, None, z, a, b, None, group_size)
-    return z, invertible
+    z, (n, d) = torch.empty_like(h), _rows(h)
+    result = _functions()[h.dtype][0](
+        h.data_ptr(), z.data_ptr(), theta.data_ptr(), alpha.data_ptr(), n, d, group_size, _NUMBER[variant],
+        _condition_limit(h.dtype), MIN_SCALE, _num_threads(h),
+    )  # fmt: skip
+    if result < 0:
+        raise MemoryError(f"no memory to rotate {list(h.shape)}")
+    return z, result > 0
 
 
 def _backward_native(g, kept, theta, alpha, *, variant, group_size, from_output, needs_dh):
     g = g.contiguous()
-    d = g.shape[-1]
+    n, d = _rows(g)
+    kept = None if kept is None else kept.contiguous()
     dh = torch.empty_like(g) if needs_dh else None
-    lowered, _ = _lower_native(theta, alpha, variant, group_size, g)
-    a, _, swapped_b = lowered
-    if kept is None:
-        _pass_native(g, None, dh, a, swapped_b, None, group_size)
-        return dh, None, None
-    num_blocks = max(1, min(g.numel() // d // _BLOCK_ROWS, _MAX_BLOCKS))
-    sums = torch.empty(num_blocks, 2, d, dtype=torch.float32, device=g.device)
-    _pass_native(g, kept.contiguous(), dh, a, swapped_b, sums, group_size)
-    d_theta, d_alpha = torch.zeros_like(theta), torch.zeros_like(alpha)
-    tensors = (theta, alpha, lowered, sums, d_theta, d_alpha)
-    _training().rk_chain(*map(_address, tensors), d, group_size, _NUMBER[variant], from_output)
+    d_theta, d_alpha = (None, None) if kept is None else (torch.empty_like(theta), torch.empty_like(alpha))
+    addresses = [None if x is None else x.data_ptr() for x in (g, kept, dh, theta, alpha, d_theta, d_alpha)]
+    num_blocks = max(1, min(n // _BLOCK_ROWS, _MAX_BLOCKS))
+    result = _functions()[g.dtype][1](
+        *addresses, n, d, group_size, _NUMBER[variant], from_output, num_blocks, _num_threads(g)
+    )
+    if result < 0:
+        raise MemoryError(f"no memory to differentiate the rotation of {list(g.shape)}")
     return dh, d_theta, d_alpha
 
 
-def _lower_native(theta, alpha, variant, group_size, h) -> tuple[Tensor, bool]:
-    """→ [3, d]: a, b and swap(b); and whether h can be recomputed from z as h's dtype stores it."""
-    lowered = torch.empty(3, h.shape[-1], dtype=torch.float32, device=h.device)
-    limits = _condition_limit(h.dtype), MIN_SCALE
-    tensors = map(_address, (theta, alpha, lowered))
-    return lowered, bool(_training().rk_lower(*tensors, h.shape[-1], group_size, _NUMBER[variant], *limits))
+def _rows(x: Tensor) -> tuple[int, int]:
+    d = x.shape[-1]
+    return x.numel() // d, d
 
 
-def _pass_native(g, x, out, a, b, sums, group_size) -> None:
-    """out = a ⊙ g + b ⊙ swap(g); with `sums` [blocks, 2, d] also Σ g ⊙ x and Σ g ⊙ swap(x), in its first block."""
-    d = g.shape[-1]
-    n = g.numel() // d
-    num_threads = torch.get_num_threads() if g.numel() >= _PARALLEL_FROM else 1
-    call = getattr(_training(), "rk_pass_" + _SUFFIX[g.dtype])
-    call(*map(_address, (g, x, out, a, b, sums)), n, d, group_size, n if sums is None else len(sums), num_threads)
-
-
-def _training() -> ctypes.CDLL:
-    library = native.load_training()
-    assert library is not None, "training.c was not built"
-    return library
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _num_threads(x: Tensor) -> int:
+    return torch.get_num_threads() if x.numel() >= _PARALLEL_FROM else 1

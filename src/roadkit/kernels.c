@@ -118,28 +118,37 @@ static void rotate_row(const float *h, float *z, const Rotations *r, int64_t slo
 }
 
 #define DEFINE_ROTATE(T)                                                                                              \
+    static void rotate_range_##T(const T *h, T *z, const int64_t *rows, ptrdiff_t first, ptrdiff_t last, ptrdiff_t d, \
+                                 ptrdiff_t h_stride, const Rotations *r) {                                            \
+        const ptrdiff_t whole = r->unit >= CHUNK ? r->unit : CHUNK / r->unit * r->unit, chunk = whole < d ? whole : d; \
+        float wide[sizeof(T) == 4 ? 1 : chunk], scratch[r->num_sizes == 1 ? 1 : chunk];                               \
+        for (ptrdiff_t i = first; i < last; i++) {                                                                    \
+            for (ptrdiff_t c = 0; c < d; c += chunk) {                                                                \
+                const ptrdiff_t n = d - c < chunk ? d - c : chunk;                                                    \
+                const T *source = h + i * h_stride + c;                                                               \
+                T *target = z + i * d + c;                                                                            \
+                if (sizeof(T) == 4) {                                                                                 \
+                    rotate_row((const float *)source, (float *)target, r, rows[i], c, n, scratch);                    \
+                } else {                                                                                              \
+                    for (ptrdiff_t j = 0; j < n; j++) wide[j] = widen_##T(source[j]);                                 \
+                    rotate_row(wide, wide, r, rows[i], c, n, scratch);                                                \
+                    for (ptrdiff_t j = 0; j < n; j++) target[j] = narrow_##T(wide[j]);                                \
+                }                                                                                                     \
+            }                                                                                                         \
+        }                                                                                                             \
+    }                                                                                                                 \
     ptrdiff_t rk_rotate_##T(const T *h, T *z, const int64_t *rows, ptrdiff_t num_rows, ptrdiff_t d,                   \
                             ptrdiff_t h_stride, const Rotations *r, int num_threads) {                                \
         const ptrdiff_t bad = bad_row(r, rows, num_rows);                                                             \
         if (bad) return bad;                                                                                          \
-        const ptrdiff_t whole = r->unit >= CHUNK ? r->unit : CHUNK / r->unit * r->unit, chunk = whole < d ? whole : d; \
-        _Pragma("omp parallel num_threads(num_threads) if (num_threads > 1)") {                                       \
-            float wide[sizeof(T) == 4 ? 1 : chunk], scratch[r->num_sizes == 1 ? 1 : chunk];                           \
-            _Pragma("omp for schedule(static)") for (ptrdiff_t i = 0; i < num_rows; i++) {                            \
-                for (ptrdiff_t c = 0; c < d; c += chunk) {                                                            \
-                    const ptrdiff_t n = d - c < chunk ? d - c : chunk;                                                \
-                    const T *source = h + i * h_stride + c;                                                           \
-                    T *target = z + i * d + c;                                                                        \
-                    if (sizeof(T) == 4) {                                                                             \
-                        rotate_row((const float *)source, (float *)target, r, rows[i], c, n, scratch);                \
-                    } else {                                                                                          \
-                        for (ptrdiff_t j = 0; j < n; j++) wide[j] = widen_##T(source[j]);                             \
-                        rotate_row(wide, wide, r, rows[i], c, n, scratch);                                            \
-                        for (ptrdiff_t j = 0; j < n; j++) target[j] = narrow_##T(wide[j]);                            \
-                    }                                                                                                 \
-                }                                                                                                     \
-            }                                                                                                         \
+        if (num_threads <= 1) { /* even a team of one costs a microsecond to gather */                                \
+            rotate_range_##T(h, z, rows, 0, num_rows, d, h_stride, r);                                                \
+            return 0;                                                                                                 \
         }                                                                                                             \
+        _Pragma("omp parallel for schedule(static) num_threads(num_threads)")                                         \
+        for (int part = 0; part < num_threads; part++)                                                                \
+            rotate_range_##T(h, z, rows, num_rows * part / num_threads, num_rows * (part + 1) / num_threads, d,       \
+                             h_stride, r);                                                                            \
         return 0;                                                                                                     \
     }
 

@@ -43,29 +43,20 @@ def rotate_rows(
     would stall the stream, they give NaN). A differentiable h takes the torch path; to train angles use
     `roadkit.autograd`.
     """
-    sizes = group_size if isinstance(group_size, tuple) else (group_size,)
-    _check(h.shape, rows.shape, a.shape, b.shape, sizes)
-    if rows.dtype is not torch.int64:
-        if rows.dtype not in _INTEGERS:
-            raise AdapterError(f"rows must be integers, got {rows.dtype}")
-        rows = rows.long()
-    if out is not None and (out.shape != h.shape or out.dtype != h.dtype or not out.is_contiguous()):
-        strided = "" if out.is_contiguous() else ", not contiguous"
-        raise AdapterError(
-            f"out must be contiguous, {h.dtype} and {list(h.shape)}, got {out.dtype}, {list(out.shape)}{strided}"
-        )
-    plain = torch.compiler.is_compiling() or (h.requires_grad and torch.is_grad_enabled())
-    chosen = "torch" if plain else backend(h.device.type)
-    if chosen == "native" and h.dtype in _SUFFIX:
-        return _rotate_native(h, rows, a, b, sizes, out)
-    planes = b if b.dim() == 3 else b.unsqueeze(0)
-    if chosen == "triton" and h.dtype in _SUFFIX:
+    d, sizes = _check(h.shape, rows.shape, a.shape, b.shape, group_size, rows.dtype)
+    if out is not None:
+        _check_out(out, h)
+    plain = (h.requires_grad and torch.is_grad_enabled()) or torch.compiler.is_compiling()
+    if not plain and h.is_cpu and h.dtype in _SUFFIX and backend("cpu") == "native":
+        return _rotate_native(h, rows, a, b, d, sizes, out)
+    rows, planes = rows.long(), b if b.dim() == 3 else b.unsqueeze(0)
+    if not plain and h.is_cuda and h.dtype in _SUFFIX and backend("cuda") == "triton":
         from . import triton_kernels
 
-        flat = out.view(-1, h.shape[-1]) if out is not None else None
-        z = triton_kernels.rotate_rows(h.reshape(-1, h.shape[-1]), _flat_rows(rows, h), a, planes, sizes, flat)
+        flat = out.view(-1, d) if out is not None else None
+        z = triton_kernels.rotate_rows(h.reshape(-1, d), _flat_rows(rows, h), a, planes, sizes, flat)
         return z.view(h.shape)
-    if h.device.type == "cpu" and not torch.compiler.is_compiling():
+    if h.is_cpu and not torch.compiler.is_compiling():
         _check_slots(rows, a.shape[0])
     z = rotate_rows_torch(h, rows, a, planes, sizes)
     return z if out is None else out.copy_(z)
@@ -114,13 +105,17 @@ def _has_triton() -> bool:
 
 def native_rotations(a: Tensor, b: Tensor, group_sizes: tuple[int, ...]) -> native.Rotations:
     """What `kernels.c` reads of a [slots, d] and b [slots, d] or [sizes, slots, d]; the caller keeps both alive."""
-    if a.dtype != torch.float32 or b.dtype != torch.float32 or a.stride(-1) != 1 or b.stride(-1) != 1:
-        raise AdapterError(f"a and b must be float32 and contiguous along d, got {a.dtype} and {b.dtype}")
+    layout = (a.dtype, b.dtype, a.stride(), b.stride(), a.shape[0], group_sizes)
+    return _rotations(a.data_ptr(), b.data_ptr(), *layout)
+
+
+@functools.lru_cache(maxsize=4096)  # small calls spend more time on filling nine fields than on rotating
+def _rotations(a: int, b: int, a_dtype, b_dtype, a_stride, b_stride, num_slots: int, group_sizes) -> native.Rotations:
+    if a_dtype != torch.float32 or b_dtype != torch.float32 or a_stride[-1] != 1 or b_stride[-1] != 1:
+        raise AdapterError(f"a and b must be float32 and contiguous along d, got {a_dtype} and {b_dtype}")
     sizes, unit = _native_sizes(group_sizes)
-    plane = b.stride(0) if b.dim() == 3 else 0
-    return native.Rotations(
-        a.data_ptr(), b.data_ptr(), a.stride(0), b.stride(-2), plane, sizes, len(group_sizes), unit, a.shape[0]
-    )
+    plane = b_stride[0] if len(b_stride) == 3 else 0
+    return native.Rotations(a, b, a_stride[0], b_stride[-2], plane, sizes, len(group_sizes), unit, num_slots)
 
 
 @functools.cache
@@ -133,16 +128,15 @@ def _native_sizes(group_sizes: tuple[int, ...]) -> tuple[int, int]:
 _kept: list = []  # the arrays that `_native_sizes` hands out addresses of
 
 
-def _rotate_native(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, sizes: tuple[int, ...], out: Tensor | None) -> Tensor:
+def _rotate_native(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, d: int, sizes, out: Tensor | None) -> Tensor:
     source = h if h.is_contiguous() else h.contiguous()
     z = torch.empty_like(source) if out is None else out
-    if rows.dim() != h.dim() - 1 or not rows.is_contiguous():
-        rows = _flat_rows(rows, h)
-    d, size = h.shape[-1], h.numel()
+    if rows.dim() != h.dim() - 1 or rows.dtype is not torch.int64 or not rows.is_contiguous():
+        rows = _flat_rows(rows.long(), h)
+    size = h.numel()
     threads = torch.get_num_threads() if size >= _PARALLEL_FROM else 1
-    call = _native_call(h.dtype)
-    rotations = native_rotations(a, b, sizes)
-    bad = call(source.data_ptr(), z.data_ptr(), rows.data_ptr(), size // d, d, d, rotations, threads)
+    pointers = source.data_ptr(), z.data_ptr(), rows.data_ptr()
+    bad = _native_call(h.dtype)(*pointers, size // d, d, d, native_rotations(a, b, sizes), threads)
     if bad:
         raise _no_such_slot(int(rows.reshape(-1)[bad - 1]), a.shape[0])
     return z
@@ -159,8 +153,11 @@ def _flat_rows(rows: Tensor, h: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4096)
-def _check(h: torch.Size, rows: torch.Size, a: torch.Size, b: torch.Size, sizes: tuple[int, ...]) -> None:
-    d = h[-1]
+def _check(h: torch.Size, rows: torch.Size, a: torch.Size, b: torch.Size, group_size, dtype) -> tuple[int, tuple]:
+    """Shapes that fit, looked at once each. → d, group sizes."""
+    d, sizes = h[-1], group_size if isinstance(group_size, tuple) else (group_size,)
+    if dtype not in _INTEGERS:
+        raise AdapterError(f"rows must be integers, got {dtype}")
     if rows != h[: len(rows)] or len(rows) >= len(h):
         raise AdapterError(f"rows {list(rows)} must be the leading shape of h {list(h)}")
     if len(a) != 2 or a[1] != d or b not in (((len(sizes), *a)), a if len(sizes) == 1 else None):
@@ -170,6 +167,15 @@ def _check(h: torch.Size, rows: torch.Size, a: torch.Size, b: torch.Size, sizes:
         )
     for size in sizes:
         check_group_size(d, size, "rotate_rows")
+    return d, sizes
+
+
+def _check_out(out: Tensor, h: Tensor) -> None:
+    if out.shape != h.shape or out.dtype != h.dtype or not out.is_contiguous():
+        strided = "" if out.is_contiguous() else ", not contiguous"
+        raise AdapterError(
+            f"out must be contiguous, {h.dtype} and {list(h.shape)}, got {out.dtype}, {list(out.shape)}{strided}"
+        )
 
 
 def _check_slots(rows: Tensor, num_slots: int) -> None:

@@ -1,4 +1,4 @@
-"""Builds `kernels.c` and `training.c` once with the machine's C compiler; the cache keeps one file a source and processor.
+"""Builds `kernels.c` and `training.c` once with the C compiler; the cache keeps one file a source and processor.
 
     library = native.load()      # kernels.c, bound; None where there is no compiler, or ROADKIT_NATIVE=0
     training = native.load_training()
@@ -122,12 +122,10 @@ def _bind_kernels(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def _bind_training(library: ctypes.CDLL) -> ctypes.CDLL:
-    library.rk_lower.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_int] + [ctypes.c_float] * 2
-    library.rk_lower.restype = ctypes.c_int
-    library.rk_chain.argtypes = [pointer] * 6 + [size] * 2 + [ctypes.c_int] * 2
-    library.rk_chain.restype = None
+    number = ctypes.c_int
     for dtype in ("f32", "bf16", "f16"):
-        passes = getattr(library, f"rk_pass_{dtype}")
-        passes.argtypes = [pointer] * 6 + [size] * 4 + [ctypes.c_int]
-        passes.restype = None
+        forward, backward = getattr(library, f"rk_forward_{dtype}"), getattr(library, f"rk_backward_{dtype}")
+        forward.argtypes = [pointer] * 4 + [size] * 3 + [number] + [ctypes.c_float] * 2 + [number]
+        backward.argtypes = [pointer] * 7 + [size] * 3 + [number] * 2 + [size, number]
+        forward.restype = backward.restype = number
     return library

@@ -1,15 +1,16 @@
 // One adapter's rotation z[i] = a*h[i] + b*swap(h[i]) over n rows, forward and backward; compiled by `native.py`.
 //
-//   rk_lower    theta, alpha -> a, b and c = swap(b)         the twin of `rotation.lower`
-//   rk_pass_*   out = a*g + b*swap(g),  s = sum_i g[i]*x[i],  t = sum_i g[i]*swap(x[i])
-//   rk_chain    s, t -> the gradients of theta and alpha
+//   lower    theta, alpha -> a, b and c = swap(b)                                the twin of `rotation.lower`
+//   pass_*   out = a*g + b*swap(g),  s = sum_i g[i]*x[i],  t = sum_i g[i]*swap(x[i])      one pass over memory
+//   chain    s, t -> the gradients of theta and alpha
 //
-// Forward: rk_pass with g = h and no sums. Backward: rk_pass with the incoming gradient g, c for b, and x the input or
-// the output of the forward pass; it reads memory once. Rows are summed in blocks that do not depend on the number of
-// threads, so the result does not either, and long sums lose less to rounding.
+// rk_forward_* is lower and a pass with g = h and no sums. rk_backward_* is lower, a pass with the incoming gradient g,
+// with c for b and with x the input or the output of the forward pass, and chain. Rows are summed in blocks that do not
+// depend on the number of threads, so the result does not either, and long sums lose less to rounding.
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define LANES 16
@@ -72,8 +73,8 @@ static inline void angles(const float *theta, const ptrdiff_t at[4], float cosin
 
 // lowered [3, d] = a, b, swap(b). Returns whether h can be recomputed from z: in every block the singular values have
 // a ratio of at most `limit` and the smaller is at least `scale` (within a factor of sqrt 2).
-int rk_lower(const float *theta, const float *alpha, float *lowered, ptrdiff_t d, ptrdiff_t group, int variant,
-             float limit, float scale) {
+static int lower(const float *theta, const float *alpha, float *lowered, ptrdiff_t d, ptrdiff_t group, int variant,
+                 float limit, float scale) {
     float *a = lowered, *b = a + d, *c = b + d, cosine[4], sine[4];
     int invertible = 1;
     for (ptrdiff_t i = 0; i < d; i += group)
@@ -93,10 +94,12 @@ int rk_lower(const float *theta, const float *alpha, float *lowered, ptrdiff_t d
     return invertible;
 }
 
-// sums [2, d] = s, t; d_theta and d_alpha come in as zeros. from_output: the sums were taken with z in place of h.
-void rk_chain(const float *theta, const float *alpha, const float *lowered, const float *sums, float *d_theta,
-              float *d_alpha, ptrdiff_t d, ptrdiff_t group, int variant, int from_output) {
+// sums [2, d] = s, t. from_output: they were taken with z in place of h.
+static void chain(const float *theta, const float *alpha, const float *lowered, const float *sums, float *d_theta,
+                  float *d_alpha, ptrdiff_t d, ptrdiff_t group, int variant, int from_output) {
     const float *a = lowered, *b = a + d, *s = sums, *t = s + d;
+    memset(d_theta, 0, d / 2 * variant * sizeof(float));
+    memset(d_alpha, 0, d / 2 * variant * sizeof(float));
     for (ptrdiff_t i = 0; i < d; i += group)
         for (ptrdiff_t lo = i, hi = i + group / 2; lo < i + group / 2; lo++, hi++) {
             float entry[4] = {[A_LO] = s[lo], [B_LO] = t[lo], [A_HI] = s[hi], [B_HI] = t[hi]};
@@ -173,9 +176,11 @@ static inline void pass_span(const float *g, const float *x, float *out, const f
 }
 
 // g, x, out [n, d] contiguous; a, b [d]; sums [num_blocks, 2, d], of which the first block returns s and t, or NULL.
-#define DEFINE_PASS(T)                                                                                                \
-    void rk_pass_##T(const T *g, const T *x, T *out, const float *a, const float *b, float *sums, ptrdiff_t n,        \
-                     ptrdiff_t d, ptrdiff_t group, ptrdiff_t num_blocks, int num_threads) {                           \
+// theta, alpha and their gradients [variant * d / 2]; limit and scale as `lower` has them; returns what it returns, and
+// both return -1 where there is no memory for the vectors. d_theta == NULL: only dh.
+#define DEFINE(T)                                                                                                     \
+    static void pass_##T(const T *g, const T *x, T *out, const float *a, const float *b, float *sums, ptrdiff_t n,    \
+                         ptrdiff_t d, ptrdiff_t group, ptrdiff_t num_blocks, int num_threads) {                       \
         const ptrdiff_t chunk = group >= CHUNK ? group : CHUNK / group * group;                                       \
         _Pragma("omp parallel num_threads(num_threads) if (num_threads > 1)") {                                       \
             float wide[sizeof(T) == 4 ? 1 : 3 * chunk];                                                               \
@@ -187,7 +192,7 @@ static inline void pass_span(const float *g, const float *x, float *out, const f
                     const T *g_row = g + row * d, *x_row = sums ? x + row * d : NULL;                                 \
                     T *out_row = out ? out + row * d : NULL;                                                          \
                     if (sizeof(T) == 4) {                                                                             \
-                        pass_span((const float *)g_row, (const float *)x_row, (float *)out_row, a, b, s, t, d, group); \
+                        pass_span((const float *)g_row, (const float *)x_row, (float *)out_row, a, b, s, t, d, group);\
                         continue;                                                                                     \
                     }                                                                                                 \
                     for (ptrdiff_t j = 0; j < d; j += chunk) {                                                        \
@@ -207,7 +212,33 @@ static inline void pass_span(const float *g, const float *x, float *out, const f
                     _Pragma("omp for simd schedule(static) nowait") for (ptrdiff_t j = 0; j < 2 * d; j++)             \
                         sums[j] += sums[block * 2 * d + j];                                                           \
         }                                                                                                             \
+    }                                                                                                                 \
+                                                                                                                      \
+    int rk_forward_##T(const T *h, T *z, const float *theta, const float *alpha, ptrdiff_t n, ptrdiff_t d,            \
+                       ptrdiff_t group, int variant, float limit, float scale, int num_threads) {                     \
+        float *lowered = malloc(3 * d * sizeof(float));                                                               \
+        if (!lowered) return -1;                                                                                      \
+        const int invertible = lower(theta, alpha, lowered, d, group, variant, limit, scale);                         \
+        pass_##T(h, NULL, z, lowered, lowered + d, NULL, n, d, group, n, num_threads);                                \
+        free(lowered);                                                                                                \
+        return invertible;                                                                                            \
+    }                                                                                                                 \
+                                                                                                                      \
+    int rk_backward_##T(const T *g, const T *x, T *dh, const float *theta, const float *alpha, float *d_theta,        \
+                        float *d_alpha, ptrdiff_t n, ptrdiff_t d, ptrdiff_t group, int variant, int from_output,      \
+                        ptrdiff_t num_blocks, int num_threads) {                                                      \
+        float *lowered = malloc((3 + 2 * num_blocks) * d * sizeof(float)), *sums = lowered + 3 * d;                   \
+        if (!lowered) return -1;                                                                                      \
+        lower(theta, alpha, lowered, d, group, variant, 0, 0);                                                        \
+        if (d_theta) {                                                                                                \
+            pass_##T(g, x, dh, lowered, lowered + 2 * d, sums, n, d, group, num_blocks, num_threads);                 \
+            chain(theta, alpha, lowered, sums, d_theta, d_alpha, d, group, variant, from_output);                     \
+        } else {                                                                                                      \
+            pass_##T(g, NULL, dh, lowered, lowered + 2 * d, NULL, n, d, group, n, num_threads);                       \
+        }                                                                                                             \
+        free(lowered);                                                                                                \
+        return 0;                                                                                                     \
     }
-DEFINE_PASS(f32)
-DEFINE_PASS(bf16)
-DEFINE_PASS(f16)
+DEFINE(f32)
+DEFINE(bf16)
+DEFINE(f16)

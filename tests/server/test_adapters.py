@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import threading
 import time
 
@@ -10,48 +9,42 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from .conftest import upload
-
-
-def answer(server, model, **options):
-    body = {"model": model, "prompt": "the quick brown", "max_tokens": 12, "temperature": 0} | options
-    response = server.http.post("/v1/completions", json=body)
-    return response.json()["choices"][0]["text"] if response.status_code == 200 else response.status_code
+from .process import eventually
 
 
 def test_upload_serve_replace_delete(server, made):
-    created = upload(server.http, "fresh", made(3))
+    created = server.upload("fresh", made(3))
     assert created.status_code == 201 and created.json()["version"]
-    first = answer(server, "fresh")
-    assert first != answer(server, "tiny")
-    again = upload(server.http, "fresh", made(4))
+    first = server.answer("fresh")
+    assert first != server.answer("tiny")
+    again = server.upload("fresh", made(4))
     assert again.json()["version"] != created.json()["version"]
-    assert answer(server, "fresh") not in (first, answer(server, "tiny"))
-    assert answer(server, "fresh - fresh") == answer(server, "tiny")
+    assert server.answer("fresh") not in (first, server.answer("tiny"))
+    assert server.answer("fresh - fresh") == server.answer("tiny")
     assert server.http.get("/v1/adapters/fresh").json()["version"] == again.json()["version"]
     assert server.http.delete("/v1/adapters/fresh").json()["deleted"]
-    assert answer(server, "fresh") == 404 and server.http.get("/v1/adapters/fresh").status_code == 404
+    assert server.answer("fresh") == 404 and server.http.get("/v1/adapters/fresh").status_code == 404
 
 
 def test_compose_freezes_an_expression(server):
     made = server.http.post("/v1/adapters/frozen/compose", json={"expression": "quick*0.7 + lazy"})
     assert made.status_code == 201, made.text
-    assert answer(server, "frozen") == answer(server, "quick*0.7 + lazy")
+    assert server.answer("frozen") == server.answer("quick*0.7 + lazy")
     assert server.http.delete("/v1/adapters/frozen").status_code == 200
     assert server.http.post("/v1/adapters/x/compose", json={"expression": "nothing"}).status_code == 404
     assert server.http.post("/v1/adapters/x/compose", json={"expression": "tiny"}).status_code == 400
 
 
 def test_a_running_request_keeps_its_version(server, made):
-    upload(server.http, "moving", made(5))
-    alone = answer(server, "moving", max_tokens=200)
+    server.upload("moving", made(5))
+    alone = server.answer("moving", max_tokens=200)
     results = []
     with server.openai.completions.create(
         model="moving", prompt="the quick brown", max_tokens=200, temperature=0, stream=True
     ) as stream:
         pieces = iter(stream)
         results.append(next(pieces).choices[0].text)
-        upload(server.http, "moving", made(6))
+        server.upload("moving", made(6))
         server.http.delete("/v1/adapters/moving")
         results += [piece.choices[0].text for piece in pieces]
     assert "".join(results) == alone
@@ -61,7 +54,7 @@ def test_a_running_request_keeps_its_version(server, made):
     "name", ["../../etc/x", "a/../../b", "/abs", ".hidden", "a\x00b", "tiny", "x" * 500, "a b", "a+b", "-a", "", "a//b"]
 )
 def test_names_lead_nowhere_else(server, made, name):
-    assert upload(server.http, name, made(3)).status_code == 400
+    assert server.upload(name, made(3)).status_code == 400
 
 
 def broken(made, tmp_path, change):
@@ -109,7 +102,7 @@ def broken(made, tmp_path, change):
      "other base", "wider"],
 )  # fmt: skip
 def test_bad_uploads_are_refused_and_leave_nothing(server, made, tmp_path, change):
-    response = upload(server.http, "bad", broken(made, tmp_path, change))
+    response = server.upload("bad", broken(made, tmp_path, change))
     assert response.status_code == 400, response.text
     assert "Traceback" not in response.text and str(tmp_path) not in response.text
     assert server.http.get("/v1/adapters/bad").status_code == 404
@@ -120,7 +113,7 @@ def test_a_wrong_model_structure_is_refused(server, made, tmp_path):
     shutil.copytree(made(3), folder)
     tensors = load_file(folder / "adapter_model.safetensors")
     save_file(tensors, folder / "adapter_model.safetensors", {"roadkit.base_fingerprint": "0" * 16})
-    assert "structure" in upload(server.http, "bad", folder).json()["error"]["message"]
+    assert "structure" in server.upload("bad", folder).json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -143,28 +136,19 @@ def test_watched_folders_come_change_break_and_go(start, made, tmp_path):
     root = tmp_path / "watched"
     shutil.copytree(made(1), root / "one")
     server = start("--adapters", str(root), "--watch-seconds", "0.1")
-
-    def eventually(condition) -> bool:
-        deadline = time.monotonic() + 10
-        while not condition():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        return True
-
-    first = answer(server, "one")
+    first = server.answer("one")
     shutil.copytree(made(2), root / "two")
-    assert eventually(lambda: answer(server, "two") != 404)
-    second = answer(server, "two")
+    assert eventually(lambda: server.answer("two") != 404)
+    second = server.answer("two")
     weights = root / "one" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])  # half a copy
     time.sleep(0.6)
-    assert answer(server, "one") == first
+    assert server.answer("one") == first
     shutil.copy(made(2) / weights.name, weights)
-    assert eventually(lambda: answer(server, "one") == second)
+    assert eventually(lambda: server.answer("one") == second)
     shutil.rmtree(root / "one")
-    assert eventually(lambda: answer(server, "one") == 404)
-    assert answer(server, "two") == second
+    assert eventually(lambda: server.answer("one") == 404)
+    assert server.answer("two") == second
     assert server.stop() == 0
 
 
@@ -177,15 +161,15 @@ def test_kill_during_uploads_leaves_whole_versions(start, made, tmp_path):
     possible: dict[str, set[str]] = {}
     expected = {}
     for folder in folders:
-        assert upload(server.http, "probe", folder).status_code == 201
-        expected[folder] = answer(server, "probe")
+        assert server.upload("probe", folder).status_code == 201
+        expected[folder] = server.answer("probe")
 
     def flood() -> None:
         try:
             for i in range(10_000):
                 name, folder = f"n{i % 5}", folders[i % 3]
                 possible.setdefault(name, set()).add(expected[folder])
-                if upload(server.http, name, folder).status_code == 201:
+                if server.upload(name, folder).status_code == 201:
                     accepted[name] = expected[folder]
         except Exception:  # the server is gone, as planned
             return
@@ -195,7 +179,7 @@ def test_kill_during_uploads_leaves_whole_versions(start, made, tmp_path):
     while len(accepted) < 5:
         time.sleep(0.01)
     time.sleep(0.237)
-    server.process.send_signal(signal.SIGKILL)
+    server.kill()
     thread.join()
     server.stop()
     (registry / "_local" / "_half" / "versions" / ".x.tmp").mkdir(parents=True)
@@ -203,6 +187,6 @@ def test_kill_during_uploads_leaves_whole_versions(start, made, tmp_path):
     names = {entry["id"] for entry in server.http.get("/v1/adapters").json()["data"]}
     assert names == {*accepted, "probe"}
     for name in accepted:
-        assert answer(server, name) in possible[name]
+        assert server.answer(name) in possible[name]
     leftovers = [path for path in registry.rglob("*") if ".tmp" in path.name]
     assert leftovers == [] and server.stop() == 0

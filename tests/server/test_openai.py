@@ -37,7 +37,7 @@ def test_completion_has_openais_shape(server):
 
 def test_prompts_come_as_text_tokens_and_lists(server):
     first = ask(server)
-    ids = [t for t in range(3, 20)]
+    ids = list(range(3, 20))
     assert ask(server, prompt=ids).choices[0].text == ask(server, prompt=[ids]).choices[0].text
     both = ask(server, prompt=["the quick brown", "over the lazy"])
     assert [choice.index for choice in both.choices] == [0, 1]
@@ -66,7 +66,7 @@ def test_echo_with_logprobs_scores_a_text(server):
     scores = answer.choices[0].logprobs
     assert answer.choices[0].text == prompt and "".join(scores.tokens) == prompt
     assert scores.token_logprobs[0] is None and all(value < 0 for value in scores.token_logprobs[1:])
-    assert all(token in top for token, top in zip(scores.tokens[1:], scores.top_logprobs[1:]))
+    assert all(token in top for token, top in zip(scores.tokens[1:], scores.top_logprobs[1:], strict=True))
     assert scores.text_offset[0] == 0 and scores.text_offset[-1] + len(scores.tokens[-1]) == len(prompt)
     one = ask(server, prompt=prompt, echo=True, logprobs=1, max_tokens=1).choices[0].logprobs
     assert one.token_logprobs[:-1] == pytest.approx(scores.token_logprobs, nan_ok=True) or one.token_logprobs[1:-1] == (
@@ -76,7 +76,7 @@ def test_echo_with_logprobs_scores_a_text(server):
 
 def test_greedy_token_is_the_likeliest(server):
     scores = ask(server, logprobs=3).choices[0].logprobs
-    for token, value, top in zip(scores.tokens, scores.token_logprobs, scores.top_logprobs):
+    for token, value, top in zip(scores.tokens, scores.token_logprobs, scores.top_logprobs, strict=True):
         assert value == max(top.values()) and token in top and len(top) == 3
 
 

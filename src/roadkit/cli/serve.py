@@ -35,6 +35,7 @@ def serve(
     max_queue: int = typer.Option(256, help="Requests that may wait; more get 429."),
     max_context: int = typer.Option(0, help="Longest prompt and answer in tokens; 0 is the model's own limit."),
     max_resident: int = typer.Option(64, help="Compositions kept in memory beyond those in use."),
+    stream_buffer: int = typer.Option(1024, help="Chunks that a client may be behind before it is cut off."),
     cache_gib: float = typer.Option(1.0, help="Memory for keys and values."),
     weights: str = typer.Option("", help="Store packed weights as float32, bfloat16 or int8."),
     request_seconds: float = typer.Option(600.0, help="A request's deadline."),
@@ -78,6 +79,7 @@ def serve(
         max_resident=max_resident,
         request_seconds=request_seconds,
         drain_seconds=drain_seconds,
+        stream_buffer=stream_buffer,
         watch_seconds=watch_seconds,
     )
     keyring = Keyring.load(keys)

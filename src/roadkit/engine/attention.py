@@ -71,6 +71,10 @@ def install(model: PreTrainedModel, cache: PagedCache) -> Step:
         raise ModelError(
             f"{type(model).__name__} does not use transformers' attention interface: its cache cannot be paged"
         )
+    config = model.config.get_text_config()
+    kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "layers_block_type", None) or ())}
+    if other := sorted(kinds - {"full_attention", "sliding_attention", "attention"}):
+        raise ModelError(f"{type(model).__name__} has layers of type {other[0]!r}, which the paged cache cannot serve")
     AttentionInterface.register("roadkit", attention)
     step = Step(cache)
     for module in model.modules():
@@ -92,9 +96,12 @@ def attention(
     scaling: float | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """query [1, heads, tokens, d], key and value [1, kv_heads, tokens, d] → [1, tokens, heads, d]."""
+    if s_aux is not None:
+        raise ModelError("models with attention sinks cannot be served")
     step: Step = module.roadkit_step  # type: ignore[assignment]
     keys, values = step.cache.layer(module.layer_idx, key.shape[1], key.shape[3], key.dtype)  # type: ignore[arg-type]
     scale = query.shape[3] ** -0.5 if scaling is None else scaling

@@ -20,7 +20,7 @@ from ..adapter import Adapter
 from ..errors import RecipeError
 from ..modules import attached, merge, unmerge
 from ..train.answers import answer_logits, pad_batch
-from ..train.artifact import LORA, ROAD
+from ..train.artifact import FIGURES, LORA, ROAD
 from ..train.metrics import classification_metrics, regression_metrics
 from ..train.pair import is_pair, load_pair
 from ..train.session import Prepared, check_head, load_base, padding, prepare
@@ -148,7 +148,7 @@ def _labels(model: Any, prepared: Prepared, batches: list[list[dict[str, Any]]])
 def _check_classes(path: Path, prepared: Prepared) -> None:
     """The classes of the data must be those of the trained head, in the same order."""
     try:
-        trained = json.loads((path / "training.json").read_text())["classes"]
+        trained = json.loads((path / FIGURES).read_text())["classes"]
     except (OSError, ValueError, KeyError):
         return  # written by something else: the head's size is checked when it is attached
     if trained != prepared.classes:

@@ -21,7 +21,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from ..adapter import Adapter, Base
-from ..errors import AdapterError, RecipeError
+from ..errors import RecipeError
 from ..files import replaced_directory
 from ..store import CONFIG, PREFIX, WEIGHTS, serialize
 from .tuned import ADAPTER, lora_config
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 ROAD, LORA = "road", "lora"
+CARD, FIGURES = EXTRA = "README.md", "training.json"
 
 
 def trainable_tensors(model: PeftModel, state: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
@@ -93,17 +94,42 @@ def adapter_files(
     }
 
 
+def check_output(path: str | Path, recipe: Recipe) -> None:
+    """Before a run: may its adapter go to `path`? Raises `RecipeError` for a file, and for a folder of other things."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise RecipeError(f"output {path} is a file; an adapter is written as a directory")
+    new = {ROAD, LORA, *EXTRA} if recipe.lora else {CONFIG, WEIGHTS, *EXTRA}
+    old = {item.name: item for item in path.iterdir()} if path.is_dir() else {}
+    other = sorted(name + "/" for name, item in old.items() if name not in new and item.is_dir())
+    if other or (old and not old.keys() & new):
+        raise RecipeError(
+            f"output {path} holds other things ({', '.join((other or sorted(old))[:3])}); name a new folder"
+        )
+
+
 def write_files(path: str | Path, files: Mapping[str, bytes]) -> None:
     """Write a directory in one step; a crash or a full disk leaves what was there before."""
-    if Path(path).exists() and not Path(path).is_dir():
-        raise AdapterError(f"{path}: is a file; an adapter is saved as a directory")
     try:
         with replaced_directory(path) as folder:
-            for name, content in files.items():
-                (folder / name).parent.mkdir(exist_ok=True)
-                (folder / name).write_bytes(content)
+            _write(folder, files)
     except OSError as error:
         raise RecipeError(f"{path} cannot be written: {error}; what was there before is untouched") from error
+
+
+def write_into(path: str | Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a directory that other files go to as well: a checkpoint, which is marked when it is complete."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        _write(Path(path), files)
+    except OSError as error:
+        raise RecipeError(f"the checkpoint {path} cannot be written: {error}; earlier ones are untouched") from error
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
 @torch.no_grad()

@@ -137,7 +137,10 @@ def run(
     base_model = model if model is not None else load_base(prepared)
     check_head(prepared, base_model)
 
+    from .artifact import check_output
     from .tuned import borrowed
+
+    check_output(recipe.output, recipe)
 
     with borrowed(base_model), padding(prepared.tokenizer, base_model):
         return _train(prepared, base_model, use_cpu=use_cpu, progress=progress, start=start)
@@ -149,6 +152,7 @@ def _train(
     from transformers import set_seed
 
     from ..adapter import Base
+    from .artifact import CARD, FIGURES
     from .callbacks import Run, held_out_metrics
     from .card import model_card
     from .checkpoints import clear, data_fingerprint, identity, weights_fingerprint
@@ -200,8 +204,8 @@ def _train(
         classes=prepared.classes,
     )
     session.extra_files = {
-        "README.md": model_card(result, recipe, base).encode(),
-        "training.json": json.dumps(figures(result), indent=2, ensure_ascii=False).encode(),
+        CARD: model_card(result, recipe, base).encode(),
+        FIGURES: json.dumps(figures(result), indent=2, ensure_ascii=False).encode(),
     }
     trainer.save_model(recipe.output)
     if trainer.is_world_process_zero() and not recipe.keep_checkpoints:

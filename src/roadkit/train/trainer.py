@@ -29,7 +29,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ..errors import RecipeError
 from .answers import answer_loss
-from .artifact import adapter_files, load_into, trainable_tensors, write_files
+from .artifact import adapter_files, load_into, trainable_tensors, write_files, write_into
 from .callbacks import Reporter, Run, StepGuard
 from .metrics import classification_metrics, regression_metrics
 
@@ -52,11 +52,14 @@ class _RoadkitTrainer(Trainer):
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """An adapter directory through roadkit's store, atomic. `state_dict` is given where weights are sharded."""
+        """An adapter directory through roadkit's store. `state_dict` is given where weights are sharded."""
         model = self.accelerator.unwrap_model(self.model)
         tensors = trainable_tensors(model, state_dict)
         files = adapter_files(tensors, model, self.run.base, self.run.recipe)
-        write_files(output_dir or str(self.args.output_dir), files | self.run.extra_files)
+        if output_dir == self.run.recipe.output:
+            write_files(output_dir, files | self.run.extra_files)
+        else:
+            write_into(str(output_dir), files)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_into(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)

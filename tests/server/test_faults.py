@@ -1,0 +1,202 @@
+"""What clients and machines do wrong, each answered without a 5xx and without harm to others."""
+
+import concurrent.futures
+import json
+import signal
+import socket
+import time
+
+import httpx
+import pytest
+
+from .process import eventually
+
+BODY = {"model": "tiny", "prompt": "the quick", "max_tokens": 4, "temperature": 0}
+
+
+def post(server, content: bytes, **headers) -> httpx.Response:
+    headers = {"Content-Type": "application/json", **headers}
+    return server.http.post("/v1/completions", content=content, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"[]", 400),
+        (b"null", 400),
+        (b'"text"', 400),
+        (b"\xff\xfe{}", 400),
+        (b'{"model": "tiny", "prompt": "\xff"}', 400),
+        (b'{"model": "tiny", "prompt": "\\ud800"}', 400),
+        (b'{"model": "\\ud800", "prompt": "a"}', 400),
+        (b"[" * 100_000, 400),
+        (b'{"a":' * 50_000, 400),
+        (b'{"model": "tiny", "prompt": "a", "temperature": NaN}', 400),
+        (b'{"model": "tiny", "prompt": "a", "seed": ' + b"9" * 5000 + b"}", 400),
+        (b'{"model": "tiny", "prompt": "a", "seed": 99999999999999999999999}', 400),
+        (b'{"model": 5, "prompt": "a"}', 400),
+        (b'{"prompt": "a"}', 400),
+        (b'{"model": "tiny", "prompt": "a", "n": true}', 400),
+        (b'{"model": "tiny", "prompt": "a", "stream": "yes"}', 400),
+        (json.dumps({**BODY, "model": "x" * 1_000_000}).encode(), 400),
+        (json.dumps({**BODY, "model": "quick*" * 200}).encode(), 400),
+        (json.dumps({**BODY, "model": "-" * 1000 + "quick"}).encode(), 400),
+        (json.dumps({**BODY, "prompt": "x" * 3_000_000}).encode(), 400),
+        (json.dumps({**BODY, "prompt": "x" * 5_000_000}).encode(), 413),
+        (json.dumps({**BODY, "model": "quick*99999999999999999999"}).encode(), 400),
+        (json.dumps({**BODY, "model": "quick*1e400"}).encode(), 400),
+        (json.dumps({**BODY, "model": "../../etc/passwd"}).encode(), 400),
+    ],
+)
+def test_bad_bodies_are_the_clients_mistake(server, content, status):
+    response = post(server, content)
+    assert response.status_code == status, response.text
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"} and len(response.text) < 5000
+
+
+def test_wrong_paths_methods_and_types(server):
+    assert server.http.get("/nothing").json()["error"]["code"] == "not_found"
+    assert server.http.get("/v1/completions").status_code == 405
+    assert post(server, json.dumps(BODY).encode(), **{"Content-Type": "text/plain"}).status_code == 415
+    response = server.http.post("/v1/adapters", data={"name": "x"}, files={"config": b"{}"})
+    assert response.status_code == 400 and "weights" in response.json()["error"]["message"]
+    wrong = {"Content-Type": "multipart/form-data"}
+    assert server.http.post("/v1/adapters", content=b"no boundary", headers=wrong).status_code == 400
+
+
+def test_a_body_without_length_stops_at_the_limit(server):
+    def endless():
+        for _ in range(100):
+            yield b" " * 100_000
+
+    with httpx.Client(base_url=server.url) as http:
+        try:
+            response = http.post("/v1/completions", content=endless(), headers={"Content-Type": "application/json"})
+        except httpx.TransportError:
+            return  # the server hung up while we were still sending
+        assert response.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "localhost:1234"}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Host": "localhost:1", "Origin": "http://localhost:1"}, 200),
+    ],
+)
+def test_hostile_hosts_and_origins_are_refused(server, headers, status):
+    response = server.http.get("/v1/models", headers=headers)
+    assert response.status_code == status
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_changes_need_a_header_that_other_sites_cannot_send(server):
+    with httpx.Client(base_url=server.url) as http:
+        assert http.delete("/v1/adapters/quick").status_code == 403
+        assert http.post("/v1/adapters", data={"name": "x"}, files={"config": b""}).status_code == 403
+
+
+def test_a_client_that_leaves_mid_stream_frees_its_row(server):
+    body = {**BODY, "max_tokens": 900, "stream": True, "ignore_eos": True}
+    with server.http.stream("POST", "/v1/completions", json=body) as response:
+        next(response.iter_lines())
+    assert server.settled("roadkit_requests_running", 0, seconds=3)
+
+
+def test_a_client_that_leaves_without_a_stream_frees_its_row(server):
+    before = server.metric("roadkit_generated_tokens_total")
+    data = json.dumps({**BODY, "max_tokens": 900, "ignore_eos": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+    with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port)) as connection:
+        connection.sendall(f"{head}\r\n\r\n".encode() + data)
+        assert eventually(lambda: server.metric("roadkit_requests_running") == 1)
+    assert server.settled("roadkit_requests_running", 0, seconds=3)
+    assert server.metric("roadkit_generated_tokens_total") - before < 900
+
+
+def test_a_reader_that_never_reads_is_cut_off(start, made):
+    server = start("--stream-buffer", "32", "--max-batch", "2")
+    data = json.dumps(
+        {**BODY, "max_tokens": 1000, "n": 16, "logprobs": 20, "stream": True, "ignore_eos": True}
+    ).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", httpx.URL(server.url).port))
+        connection.sendall(f"{head}\r\n\r\n".encode() + data)
+        assert eventually(lambda: 'reason="cancelled"' in server.http.get("/metrics").text, seconds=30)
+        assert server.settled("roadkit_requests_running", 0)
+    assert server.stop() == 0
+
+
+def test_many_at_once_all_get_their_own_answer(server):
+    names = ["tiny", "quick", "lazy", "quick*0.5", "quick + lazy", "-lazy"]
+    alone = {name: server.answer(name) for name in names}
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(server.answer, names * 6))
+    assert together == [alone[name] for name in names] * 6
+
+
+def test_a_full_queue_says_when_to_come_back(start):
+    server = start("--max-batch", "1", "--max-queue", "2")
+    body = {**BODY, "max_tokens": 400, "ignore_eos": True}
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        responses = list(pool.map(lambda _: server.http.post("/v1/completions", json=body), range(8)))
+    refused = [response for response in responses if response.status_code == 429]
+    assert refused and all(int(response.headers["retry-after"]) >= 1 for response in refused)
+    assert {response.status_code for response in responses} == {200, 429}
+    assert server.http.post("/v1/completions", json=BODY).status_code == 200
+    assert server.stop() == 0
+
+
+def test_a_deadline_ends_a_request(start):
+    server = start("--request-seconds", "0.2")
+    response = server.http.post("/v1/completions", json={**BODY, "max_tokens": 1000, "ignore_eos": True, "n": 8})
+    assert response.status_code == 504 and server.settled("roadkit_requests_running", 0)
+    assert server.stop() == 0
+
+
+def test_sigterm_lets_running_requests_finish(start):
+    server = start("--drain-seconds", "30")
+    body = {**BODY, "max_tokens": 300, "ignore_eos": True, "stream": True}
+    with server.http.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        server.process.terminate()
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]" and '"finish_reason":"length"' in rest[-2]
+    assert server.stop() == 0
+
+
+def test_sigterm_ends_what_does_not_finish_in_time(start):
+    server = start("--drain-seconds", "0.2")
+    body = {**BODY, "max_tokens": 1000, "ignore_eos": True, "n": 12, "stream": True}
+    with server.http.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        server.process.terminate()
+        begun = time.monotonic()
+        assert any("shutting down" in line for line in lines)
+    assert server.stop() == 0 and time.monotonic() - begun < 15
+
+
+def test_logs_hold_neither_prompts_nor_keys(server):
+    server.answer("tiny", prompt="a very secret prompt")
+    server.http.get("/v1/models", headers={"Authorization": "Bearer rk-secret"})
+    server.http.get("/v1/secret-path-of-someone")
+    text = server.log.read_text()
+    assert '"route": "/v1/completions"' in text and "secret" not in text
+
+
+def test_a_killed_server_comes_back(start, tmp_path):
+    server = start("--registry", str(tmp_path / "r"))
+    server.kill()
+    server.process.join(30)
+    assert start("--registry", str(tmp_path / "r")).stop(signal.SIGINT) == 0
