@@ -41,7 +41,12 @@ RATIOS = {
     "lora8_over_plain": ("lora8", "plain8"),
     "base_on_lora_over_plain": ("base_on_lora8", "plain8"),
 }
-TARGETS = {"road8_over_plain": 0.95, "road32_over_plain": 0.95, "base_on_road_over_plain": 0.95, "road8_over_lora8": 3.0}
+TARGETS = {
+    "road8_over_plain": 0.95,
+    "road32_over_plain": 0.95,
+    "base_on_road_over_plain": 0.95,
+    "road8_over_lora8": 3.0,
+}
 
 
 def run(
@@ -74,7 +79,9 @@ def run(
                         continue
                     if engine in workers:
                         workers.pop(engine).close()
-                    worker = Worker(engine, path, folder, dtype=dtype, tokens=tokens, group_size=group_size, eager=eager)
+                    worker = Worker(
+                        engine, path, folder, dtype=dtype, tokens=tokens, group_size=group_size, eager=eager
+                    )
                     workers[engine] = worker
                     begun[engine].append(worker.start_s)
                     log(f"{engine} started in {worker.start_s:.0f} s")
@@ -84,7 +91,7 @@ def run(
             speeds = []
             for i in range(rounds):
                 speeds.append({name: workers[row[0]].measure(row[1], row[2]) for name, row in rows.items()})
-                log(f"round {i + 1} of {rounds}: {({name: round(speed, 1) for name, speed in speeds[-1].items()})}")
+                log(f"round {i + 1} of {rounds}: { ({name: round(speed, 1) for name, speed in speeds[-1].items()}) }")
         finally:
             for worker in workers.values():
                 worker.close()
@@ -151,12 +158,17 @@ def _serve(engine: str, model: str, folder: str, dtype: str, tokens: int, group_
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     options: dict = {}
     if engine == "road":
-        options = {"enable_lora": True, "max_loras": 32, "additional_config": {"roadkit": {"group_sizes": [group_size]}}}
+        options = {
+            "enable_lora": True,
+            "max_loras": 32,
+            "additional_config": {"roadkit": {"group_sizes": [group_size]}},
+        }
     elif engine == "lora":
         options = {"enable_lora": True, "max_loras": 8, "max_lora_rank": 8, "max_cpu_loras": 16}
     begin = time.perf_counter()
-    from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
+
+    from vllm import LLM, SamplingParams
 
     if engine == "road":
         from roadkit.vllm_plugin import register
@@ -187,7 +199,10 @@ def _write_adapters(model: str, folder: Path, group_size: int) -> None:
         layers = linear_layers(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)))
     torch.manual_seed(0)
     for i in range(32):
-        drawn = {name: (torch.randn(layer.out_features // 2) * 0.02, torch.ones(layer.out_features // 2)) for name, layer in layers.items()}
+        drawn = {
+            name: (torch.randn(layer.out_features // 2) * 0.02, torch.ones(layer.out_features // 2))
+            for name, layer in layers.items()
+        }
         Adapter.from_parameters(drawn, variant="road_1", group_size=group_size).save(folder / f"road{i}")
     for i in range(8):
         tensors = {}
@@ -230,7 +245,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--engines", default=",".join(ENGINES), help="leave one out to save its start-up")
-    parser.add_argument("--starts", type=int, default=1, help="start plain and road this often, for road_start_over_plain")
+    parser.add_argument(
+        "--starts", type=int, default=1, help="start plain and road this often, for road_start_over_plain"
+    )
     parser.add_argument("--batches", default="8,32", help="requests at once")
     parser.add_argument("--eager", action="store_true", help="no compilation: to check that the benchmark runs")
     parser.add_argument("--json", action="store_true", help="only the JSON line")

@@ -73,13 +73,13 @@ def request(prompt, adapter=None, *, max_tokens=8, tenant="", **options) -> Sequ
 def step(scheduler: Scheduler, token: int = 1) -> list[tuple[Sequence, int]]:
     """What the engine does in a step, with `token` for whatever the model would say."""
     batch = scheduler.next_batch()
-    for sequence, count in batch:
-        if count == sequence.remaining:
+    scheduler.advance(batch)
+    for sequence, _ in batch:
+        if not sequence.remaining:
             sequence.token_ids.append(token)
             if sequence.num_generated >= sequence.request.max_tokens:
                 sequence.finished = "length"
                 scheduler.finish(sequence)
-    scheduler.advance([(sequence, count) for sequence, count in batch if not sequence.finished])
     return batch
 
 
@@ -160,14 +160,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.check_batch(batch)
         for sequence, count in batch:
             self.compute(sequence, count)
-        for sequence, count in batch:
-            if count == sequence.remaining:
+        self.scheduler.advance(batch)
+        for sequence, _ in batch:
+            if not sequence.remaining:
                 sequence.token_ids.append(len(sequence.token_ids) % 3)
                 if sequence.num_generated >= sequence.request.max_tokens:
                     sequence.finished = "length"
                     self.scheduler.finish(sequence)
                     self.live.remove(sequence)
-        self.scheduler.advance([(sequence, count) for sequence, count in batch if not sequence.finished])
 
     def check_batch(self, batch):
         assert len({sequence.id for sequence, _ in batch}) == len(batch) <= self.max_batch
@@ -213,6 +213,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             else:
                 assert sequence.pages == []
                 assert sequence.num_computed == 0
+                assert sequence.row is None or sequence.num_generated or sequence.id in self.first_key
         held: dict[str, int] = {}
         for sequence in everywhere:
             if sequence.row is not None and sequence.row.slot:

@@ -181,7 +181,7 @@ class Adapter:
 
     def inverse(self) -> Adapter:
         """The adapter that undoes this one. Raises `AlgebraError` naming layer, pair and condition number."""
-        return self ** -1
+        return self**-1
 
     def _each(self, function, operation: str) -> Adapter:
         results = []

@@ -1,7 +1,7 @@
 """What can go wrong for a user, each a `ValueError` that names what was wrong, both values and the mend.
 
-    try: engine.generate(requests)
-    except roadkit.RoadkitError as error: print(error)
+try: engine.generate(requests)
+except roadkit.RoadkitError as error: print(error)
 """
 
 

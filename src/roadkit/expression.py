@@ -74,9 +74,9 @@ def compose(expression: str | tuple[Term, ...], adapters: Mapping[str, Adapter])
     for term in terms:
         factor = adapters[term.name] ** term.strength
         result = factor if result is None else result.then(factor)
-    assert result is not None, f"no terms in {expression!r}"
+    assert terms and result is not None, f"no terms in {expression!r}"
     largest = float(torch.maximum(result.a.abs().max(), result.b.abs().max()))
-    if len(terms) > 1 or terms[0].strength != 1:
+    if [term.strength for term in terms] != [1]:  # what came from a file was checked there
         if not math.isfinite(largest) or largest > MAX_ENTRY:
             raise ExpressionError(
                 f"{canonical(terms)!r} grows to {largest:.3g} in one entry, at most {MAX_ENTRY:g} is allowed; "

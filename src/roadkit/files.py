@@ -1,8 +1,8 @@
 """Where roadkit keeps files, and how it writes them: to a temporary name, flushed, then renamed.
 
-    write_atomic(path, data)                    # one file: the old or the new content, never half of either
-    with replaced_directory(path) as folder:    # a whole directory, the same way
-        ...
+write_atomic(path, data)                    # one file: the old or the new content, never half of either
+with replaced_directory(path) as folder:    # a whole directory, the same way
+    ...
 """
 
 from __future__ import annotations

@@ -45,7 +45,10 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if width_of(module) is not None and module is not head and id(module) not in hidden and not list(module.children())
+        if width_of(module) is not None
+        and module is not head
+        and id(module) not in hidden
+        and not list(module.children())
     }
 
 
@@ -90,7 +93,9 @@ def match(model: nn.Module, adapter: Adapter) -> dict[str, nn.Module]:
             problems.append(f"the model has no module {name!r} for the saved head")
         else:
             known = {*dict(modules[name].named_parameters()), *dict(modules[name].named_buffers())}
-            problems += [f"{name} has no parameter {leaf!r} for the saved head" for leaf in tensors if leaf not in known]
+            problems += [
+                f"{name} has no parameter {leaf!r} for the saved head" for leaf in tensors if leaf not in known
+            ]
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise AdapterError("the adapter does not fit the model: " + "; ".join(problems[:5]) + more)
@@ -180,7 +185,7 @@ class _Rotate:
 
 def _swap_heads(model: nn.Module, adapter: Adapter) -> list:
     """Put the adapter's heads in place; the returned calls put the model's own back, the same objects."""
-    undo = []
+    undo: list = []
     for module_name, tensors in adapter.heads.items():
         for name, tensor in tensors.items():
             path, _, leaf = f"{module_name}.{name}".rpartition(".")
@@ -188,7 +193,7 @@ def _swap_heads(model: nn.Module, adapter: Adapter) -> list:
             original = owner._parameters[leaf] if leaf in owner._parameters else owner._buffers[leaf]
             assert original is not None, f"{path}.{leaf} is None"
             replacement = tensor.to(original.device, original.dtype)
-            store = owner._parameters if leaf in owner._parameters else owner._buffers
+            store: dict = owner._parameters if leaf in owner._parameters else owner._buffers
             store[leaf] = nn.Parameter(replacement, requires_grad=False) if store is owner._parameters else replacement
             undo.append(lambda store=store, leaf=leaf, original=original: store.__setitem__(leaf, original))
     return undo
@@ -293,12 +298,15 @@ def _check_mergeable(model: nn.Module, modules: dict[str, nn.Module]) -> None:
     problems = []
     for name, module in modules.items():
         weight = getattr(module, "weight", None)
-        if type(weight) not in (nn.Parameter, Tensor) or type(weight.data) is not Tensor or not weight.is_floating_point():
-            problems.append(f"{name} is quantised ({type(module).__name__}): attach to it instead, or merge into the float model")
+        plain = isinstance(weight, Tensor) and type(weight.data) is Tensor and weight.is_floating_point()
+        if not plain or not isinstance(weight, Tensor):
+            kind = type(module).__name__
+            problems.append(f"{name} is quantised ({kind}): attach to it instead, or merge into the float model")
         elif weight.device.type == "meta" or not weight.numel():
             problems.append(f"{name} has no weights in memory (on the meta device, or packed by an engine)")
         elif len(users := owners.get(weight.data_ptr(), [])) > 1:
-            problems.append(f"{name} shares its weights with {', '.join(user for user in users if not user.startswith(name + '.'))}")
+            others = ", ".join(user for user in users if not user.startswith(name + "."))
+            problems.append(f"{name} shares its weights with {others}")
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise ModelError("cannot merge: " + "; ".join(problems[:5]) + more)

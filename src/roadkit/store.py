@@ -63,8 +63,7 @@ def parse(config: bytes, weights: bytes, *, origin: str = "adapter") -> Adapter:
     problems: list[str] = []
     settings = _parse_config(config, problems)
     metadata, tensors = _parse_weights(weights, problems)
-    if not problems:
-        parameters, heads = _sort_tensors(tensors, settings, problems)
+    parameters, heads = ({}, {}) if problems else _sort_tensors(tensors, settings, problems)
     if problems:
         more = f" (and {len(problems) - 10} more)" if len(problems) > 10 else ""
         raise AdapterError(f"{origin}: " + "; ".join(problems[:10]) + more)
@@ -211,7 +210,7 @@ def _sort_tensors(tensors: dict[str, Tensor], settings: dict, problems: list[str
                 problems.append(f"unexpected tensor {key!r}: neither road_theta, road_alpha nor in modules_to_save")
                 continue
             if owner is None:  # a parameter inside a saved module: file it under that module
-                cut = f".{module}.".index(f".{inner}.") + len(inner)
+                cut = f".{module}.".index(f".{inner}.") + len(str(inner))
                 module, leaf = module[:cut], f"{module[cut + 1 :]}.{leaf}"
             heads.setdefault(module, {})[leaf] = tensor
     parameters: dict[str, tuple[Tensor, Tensor]] = {}
@@ -222,7 +221,9 @@ def _sort_tensors(tensors: dict[str, Tensor], settings: dict, problems: list[str
             continue
         theta, alpha = pair["road_theta"], pair["road_alpha"]
         if theta.dim() != 1 or theta.shape != alpha.shape:
-            problems.append(f"{module}: road_theta {list(theta.shape)} and road_alpha {list(alpha.shape)} must be equal, 1-D")
+            problems.append(
+                f"{module}: road_theta {list(theta.shape)} and road_alpha {list(alpha.shape)} must be equal, 1-D"
+            )
             continue
         try:
             layer_width(variant, len(theta), group_size, module)
@@ -245,7 +246,9 @@ def _check_values(parameters, heads, problems: list[str]) -> None:
             flat |= {f"{module}.road_theta": theta, f"{module}.road_alpha": alpha}
     for name, tensor in flat.items():
         if tensor.is_floating_point():
-            bad = int((~(tensor.float() if tensor.itemsize == 1 else tensor).isfinite()).sum())  # float8 has no isfinite
+            bad = int(
+                (~(tensor.float() if tensor.itemsize == 1 else tensor).isfinite()).sum()
+            )  # float8 has no isfinite
             if bad:
                 problems.append(f"{name}: {bad} of {tensor.numel()} values are not finite")
         if name.endswith(("road_theta", "road_alpha")) and tensor.dtype not in FLOATS:
@@ -298,7 +301,9 @@ def _read_hub(name: str) -> tuple[bytes, bytes]:
     try:
         return tuple(Path(hf_hub_download(name, file)).read_bytes() for file in (CONFIG, WEIGHTS))  # type: ignore[return-value]
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise AdapterError(f"{name}: no such directory, and the hub has no RoAd adapter of that name: {error}") from error
+        raise AdapterError(
+            f"{name}: no such directory, and the hub has no RoAd adapter of that name: {error}"
+        ) from error
 
 
 def _read_remote(address: str) -> tuple[bytes, bytes]:

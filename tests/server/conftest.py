@@ -62,7 +62,7 @@ def start(tmp_path_factory, tiny_folder):
 
 @pytest.fixture(scope="session")
 def server(start, made, tmp_path_factory) -> Process:
-    """Without keys, with the adapters `quick`, `lazy` and `other` (which does not compose with them), and a registry."""
+    """Without keys, with `quick`, `lazy` and `other` (which does not compose with them), and a registry."""
     folders = {"quick": made(1), "lazy": made(2), "other": made(9, group_size=8)}
     adapters = [argument for name, folder in folders.items() for argument in ("--adapters", f"{name}={folder}")]
     registry = tmp_path_factory.mktemp("registry")
@@ -71,7 +71,7 @@ def server(start, made, tmp_path_factory) -> Process:
 
 @pytest.fixture
 def local(tiny_llama, tiny_tokenizer):
-    """`async with local(keys=[…]) as (service, http)`: a server in the test's own event loop, for what needs no socket."""
+    """`async with local(keys=[…]) as (service, http)`: a server in the test's own event loop, without a socket."""
     from roadkit.engine.engine import Engine
     from roadkit.server.app import build
     from roadkit.server.auth import Key, Keyring

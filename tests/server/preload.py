@@ -8,7 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import transformers.models.llama.modeling_llama  # noqa: F401
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-import roadkit.cli  # noqa: F401
-import roadkit.engine.engine  # noqa: F401
-import roadkit.server.embedded  # noqa: F401
+import roadkit.cli
+import roadkit.engine.engine
+import roadkit.server.embedded
 import roadkit.server.launch  # noqa: F401

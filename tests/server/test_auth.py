@@ -185,7 +185,7 @@ def test_a_flood_does_not_starve_another_tenant(local):
 
 def test_a_full_disk_leaves_the_old_version(local, made, tmp_path, monkeypatch):
     async def run():
-        async with local(registry=tmp_path) as (service, http):
+        async with local(registry=tmp_path) as (_, http):
             assert (await http.post("/v1/adapters", data={"name": "x"}, files=parts(made(1)))).status_code == 201
             before = (await http.post("/v1/completions", json={**BODY, "model": "x"})).json()["choices"][0]["text"]
 

@@ -1,13 +1,16 @@
 """What clients and machines do wrong, each answered without a 5xx and without harm to others."""
 
+import asyncio
 import concurrent.futures
 import json
-import signal
 import socket
 import time
 
 import httpx
 import pytest
+
+from roadkit.server.generation import Generation
+from roadkit.server.schema import CompletionRequest
 
 from .process import eventually
 
@@ -113,7 +116,8 @@ def test_a_client_that_leaves_mid_stream_frees_its_row(server):
 def test_a_client_that_leaves_without_a_stream_frees_its_row(server):
     before = server.metric("roadkit_generated_tokens_total")
     data = json.dumps({**BODY, "max_tokens": 900, "ignore_eos": True}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+    fields = ("Host: localhost", "Content-Type: application/json", f"Content-Length: {len(data)}")
+    head = "\r\n".join(("POST /v1/completions HTTP/1.1", *fields))
     with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port)) as connection:
         connection.sendall(f"{head}\r\n\r\n".encode() + data)
         assert eventually(lambda: server.metric("roadkit_requests_running") == 1)
@@ -121,19 +125,20 @@ def test_a_client_that_leaves_without_a_stream_frees_its_row(server):
     assert server.metric("roadkit_generated_tokens_total") - before < 900
 
 
-def test_a_reader_that_never_reads_is_cut_off(start, made):
-    server = start("--stream-buffer", "32", "--max-batch", "2")
-    data = json.dumps(
-        {**BODY, "max_tokens": 1000, "n": 16, "logprobs": 20, "stream": True, "ignore_eos": True}
-    ).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", httpx.URL(server.url).port))
-        connection.sendall(f"{head}\r\n\r\n".encode() + data)
-        assert eventually(lambda: 'reason="cancelled"' in server.http.get("/metrics").text, seconds=30)
-        assert server.settled("roadkit_requests_running", 0)
-    assert server.stop() == 0
+def test_a_reader_that_is_too_slow_is_cut_off(local):
+    async def run():
+        async with local(stream_buffer=8) as (service, _):
+            body = CompletionRequest(model="tiny", prompt="the", max_tokens=500, stream=True, ignore_eos=True)
+            caller = service.keyring.caller(None)
+            generation = await Generation.begin(service, caller, body, ["the"], max_tokens=500, logprobs=None)
+            while service.jobs:
+                await asyncio.sleep(0.01)
+            pieces = [chunk async for _, chunk in generation.events()]
+            assert len(pieces) == 9 and pieces[-1].completion.finish_reason == "cancelled"
+            assert "too slowly" in generation.failure(0).message
+            generation.close()
+
+    asyncio.run(run())
 
 
 def test_many_at_once_all_get_their_own_answer(server):
@@ -193,10 +198,3 @@ def test_logs_hold_neither_prompts_nor_keys(server):
     server.http.get("/v1/secret-path-of-someone")
     text = server.log.read_text()
     assert '"route": "/v1/completions"' in text and "secret" not in text
-
-
-def test_a_killed_server_comes_back(start, tmp_path):
-    server = start("--registry", str(tmp_path / "r"))
-    server.kill()
-    server.process.join(30)
-    assert start("--registry", str(tmp_path / "r")).stop(signal.SIGINT) == 0

@@ -38,7 +38,7 @@ def label_recipe(bert_folder, write_rows, tmp_path):
 
 
 def test_classification_trains_rotations_and_head(label_recipe, bert_folder):
-    result = run(label_recipe(max_steps=40, eval_fraction=0.3))
+    result = run(label_recipe(max_steps=40, learning_rate=5e-2, eval_fraction=0.3))
     assert result.metrics["loss"] < 0.5
     assert {"eval_loss", "eval_accuracy", "eval_f1", "eval_matthews"} <= result.metrics.keys()
     adapter = rk.Adapter.load(result.adapter)

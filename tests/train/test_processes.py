@@ -18,9 +18,9 @@ WORKER = "import sys; from roadkit.train import load_recipe, run; run(load_recip
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(make_recipe, tmp_path):
+def test_two_processes_train_as_one_does(make_recipe, questions, tmp_path):
     """Two rows each, or four in one process: the same examples in every step, so the same adapter."""
-    changes = {"max_steps": 3, "save_steps": 2, "eval_fraction": 0.25, "warmup": 0, "keep_checkpoints": True}
+    changes = {"max_steps": 3, "save_steps": 2, "eval_data": questions, "warmup": 0, "keep_checkpoints": True}
     alone = run(make_recipe(batch_size=4, output=str(tmp_path / "alone"), **changes))
     recipe = make_recipe(batch_size=2, output=str(tmp_path / "together"), **changes)
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))

@@ -38,14 +38,15 @@ def test_run_writes_an_adapter_that_lowers_the_loss(make_recipe):
     assert facts["metrics"]["eval_loss"] == losses["eval_loss"]
 
 
-def test_adapter_gives_the_same_logits_through_roadkit_and_peft(make_recipe, loaded, close):
+def test_adapter_gives_the_same_logits_through_roadkit_and_peft(make_recipe, loaded):
     result = run(make_recipe(variant="road_2"))
     model, tokenizer = loaded
     inputs = tokenizer("what is 3?", return_tensors="pt")
     with torch.no_grad():
         with rk.attached(model, rk.Adapter.load(result.adapter)):
             ours = model(**inputs).logits
-        close(PeftModel.from_pretrained(model, str(result.adapter))(**inputs).logits, ours)
+        theirs = PeftModel.from_pretrained(model, str(result.adapter))(**inputs).logits
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)  # two kernels, two layers
 
 
 def test_loaded_model_is_left_exactly_as_it_was(make_recipe, loaded):

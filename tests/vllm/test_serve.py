@@ -50,7 +50,7 @@ def server(tiny, make_adapter, tmp_path_factory):
     with open(log, "w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     try:
-        for _ in range(360):
+        for _ in range(600):
             assert process.poll() is None, log.read_text()[-3000:]
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
@@ -58,7 +58,7 @@ def server(tiny, make_adapter, tmp_path_factory):
             except OSError:
                 time.sleep(0.5)
         else:
-            pytest.fail(f"no server after 180 s: {log.read_text()[-3000:]}")
+            pytest.fail(f"no server after 300 s: {log.read_text()[-3000:]}")
         yield f"http://127.0.0.1:{port}/v1", base, found
     finally:
         process.terminate()

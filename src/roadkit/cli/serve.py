@@ -38,6 +38,7 @@ def serve(
     stream_buffer: int = typer.Option(1024, help="Chunks that a client may be behind before it is cut off."),
     cache_gib: float = typer.Option(1.0, help="Memory for keys and values."),
     weights: str = typer.Option("", help="Store packed weights as float32, bfloat16 or int8."),
+    num_labels: int = typer.Option(0, help="Give an encoder a head for adapters that bring theirs."),
     request_seconds: float = typer.Option(600.0, help="A request's deadline."),
     watch_seconds: float = typer.Option(2.0, help="How often folders of adapters are looked at."),
     drain_seconds: float = typer.Option(30.0, help="After SIGTERM, how long running requests may go on."),
@@ -64,9 +65,8 @@ def serve(
         raise RoadkitError(f"{keys}: no such file; make a key with --make-key NAME --keys {keys}")
     if (tls_cert is None) != (tls_key is None):
         raise RoadkitError("--tls-cert and --tls-key go together")
-    from ..engine.engine import Engine
     from ..server import launch
-    from ..server.embedded import EmbeddedEngine
+    from ..server.backends import open_backend
 
     _log_json()
     settings = Settings(
@@ -84,14 +84,15 @@ def serve(
     )
     keyring = Keyring.load(keys)
     launch.check_exposure(host, keyring, insecure=insecure, tls=tls_cert is not None)
-    engine = Engine.from_pretrained(
+    backend = open_backend(
         model,
         max_batch=max_batch,
+        max_queue=max_queue,
         max_context=max_context or None,
         cache_gib=cache_gib,
         weights=weights or None,  # type: ignore[arg-type]
+        num_labels=num_labels or None,
     )
-    backend = EmbeddedEngine(engine, max_queue=max_queue, max_queue_per_tenant=settings.max_queue_per_tenant)
     launch.serve(
         settings,
         keyring,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -72,6 +72,7 @@ class Bank:
     target_layers names of the layers to prepare; by default those that the given adapters rotate, and more are
                   added as adapters arrive
     group_sizes   pairings to hold a plane for; by default those of the adapters, and more are added likewise
+    excluded      layers that no adapter may rotate here
     bind          how a layer is made to rotate, returning how to undo it; by default a forward hook on its module
     """
 
@@ -83,11 +84,12 @@ class Bank:
         slots: int = 64,
         target_layers: Sequence[str] = (),
         group_sizes: Sequence[int] = (),
+        excluded: Collection[nn.Module | None] = (),
         bind: Callable[[BankLayer], Callable[[], None]] | None = None,
     ):
         if slots < 1:
             raise AdapterError(f"a bank needs at least one slot, got {slots}")
-        self.model, self._bind = model, bind or _hook
+        self.model, self._bind, self._excluded = model, bind or _hook, excluded
         self.num_slots = slots
         self.device = next(model.parameters()).device
         self.current: Tensor | None = None  # [rows] int64 slots, while a forward pass runs
@@ -271,6 +273,9 @@ class Bank:
         if not new and sizes == self._group_sizes:
             return
         found = modules.resolve(self.model, new)
+        for name in new:
+            if found[name] in self._excluded:
+                raise AdapterError(f"{name} cannot be rotated here: only some tokens reach it; merge the adapter instead")
         for name, width in new.items():
             self.layers[name] = BankLayer(self, name, found[name], width)
             self._undo.append(self._bind(self.layers[name]))

@@ -74,14 +74,13 @@ class Engine:
         self.end_ids = _end_ids(model, tokenizer)
         cache = PagedCache(_num_pages(config, cache_gib, max_batch, self.max_context), device=model.device)
         self.runner = Runner(model, cache, weights=weights)
-        self.bank = Bank(model, adapters, slots=slots or max(2 * max_batch, 16), bind=self.runner.bind)
+        self.bank = Bank(model, adapters, slots=slots or max(2 * max_batch, 16), bind=self.runner.bind, excluded=(model.get_output_embeddings(),))
         self.scheduler = Scheduler(
             cache, acquire=self._acquire, release=self.bank.release, max_batch=max_batch, max_waiting=max_waiting
         )
         self._grammars = Grammars(tokenizer, config.vocab_size)
         self._lock = threading.RLock()
         self._ids = itertools.count()
-        self._live: dict[int, scheduling.Sequence] = {}
 
     @classmethod
     def from_pretrained(
@@ -132,16 +131,21 @@ class Engine:
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Answer all requests, in their order. One that cannot be served comes back with finish_reason 'error'."""
-        answers: dict[int, Completion] = {}
-        streams: dict[int, Stream] = {}
-        for i, request in enumerate(requests):
-            try:
-                streams[i] = self.submit(request)
-            except RoadkitError as error:
-                answers[i] = Completion(text="", token_ids=[], finish_reason="error", error=str(error))
-        for i, stream in streams.items():
-            answers[i] = stream.result()
-        return [answers[i] for i in range(len(requests))]
+        answers: list[Stream | Completion] = []
+        try:
+            for request in requests:
+                try:
+                    sequence = self.prepare(request)
+                    while self.scheduler.full and self.step():
+                        pass
+                    answers.append(self.enqueue(sequence))
+                except RoadkitError as error:
+                    answers.append(Completion(text="", token_ids=[], finish_reason="error", error=str(error)))
+            return [answer.result() if isinstance(answer, Stream) else answer for answer in answers]
+        finally:  # an interrupt leaves nothing running
+            for answer in answers:
+                if isinstance(answer, Stream):
+                    answer.cancel()
 
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Answer one request piece by piece; leaving the loop early cancels it."""
@@ -170,7 +174,6 @@ class Engine:
         with self._lock:
             stream = Stream(self, sequence)
             self.scheduler.submit(sequence)
-            self._live[sequence.id] = sequence
             return stream
 
     def step(self) -> bool:
@@ -184,14 +187,13 @@ class Engine:
                 return bool(self.scheduler.running or self.scheduler.waiting)
             try:
                 scored = self.runner.step(batch, self.bank)
+                self.scheduler.advance(batch)
+                self._append(scored)
             except Exception as error:  # the step's requests fail, the engine and the queue live on
                 log.exception("a step failed")
                 for sequence, _ in batch:
                     self._finish(sequence, "error", error=f"{type(error).__name__}: {error}")
                 return True
-            if scored:
-                self._append(scored)
-            self.scheduler.advance([(sequence, count) for sequence, count in batch if not sequence.finished])
             return True
 
     # ---- inside -------------------------------------------------------------------------------------------------
@@ -255,7 +257,7 @@ class Engine:
         for item in scored:
             if item.prompt is not None:
                 self._record_prompt(item)
-            if item.sequence.remaining == (1 if item.prompt is None else len(item.prompt)) or item.prompt is None:
+            if not item.sequence.remaining:
                 ready.append(item)
         if not ready:
             return
@@ -279,20 +281,21 @@ class Engine:
         if sequence.grammar is not None:
             sequence.grammar.accept(token)
         if token in sequence.end_ids and not request.ignore_eos:
-            self._finish(sequence, "stop")
+            self._finish(sequence, "stop", num_new=1)
             return
         text = sequence.detokenizer.push(token)
         if sequence.detokenizer.stopped or (sequence.grammar is not None and sequence.grammar.complete):
-            self._finish(sequence, "stop", text=text)
+            self._finish(sequence, "stop", text=text, num_new=1)
         elif sequence.num_generated >= request.max_tokens:
-            self._finish(sequence, "length", text=text)
+            self._finish(sequence, "length", text=text, num_new=1)
         else:
             sequence.emit(Chunk(text, (token,), () if logprob is None else (logprob,), None))
 
     def _record_prompt(self, item: Scored) -> None:
         sequence, logits = item.sequence, item.prompt
         assert logits is not None
-        first = sequence.num_computed
+        first = sequence.num_computed - len(logits)
+        del sequence.prompt_logprobs[first + 1 :]  # from before a preemption
         if not sequence.prompt_logprobs:
             sequence.prompt_logprobs.append(None)  # nothing predicts the first token
         following = sequence.token_ids[first + 1 : min(first + len(logits), sequence.num_prompt - 1) + 1]
@@ -300,14 +303,20 @@ class Engine:
         sequence.prompt_logprobs += token_logprobs(logits[: len(following)], following, counts)
 
     def _finish(
-        self, sequence: scheduling.Sequence, reason: FinishReason, *, text: str = "", error: str | None = None
+        self,
+        sequence: scheduling.Sequence,
+        reason: FinishReason,
+        *,
+        text: str = "",
+        num_new: int = 0,
+        error: str | None = None,
     ) -> None:
+        """End a request wherever it is. `text` and `num_new` tokens were not emitted yet."""
         if sequence.finished:
             return
         sequence.finished = reason
         text += sequence.detokenizer.finish()
         self.scheduler.finish(sequence)
-        self._live.pop(sequence.id, None)
         generated = sequence.token_ids[sequence.num_prompt :]
         completion = Completion(
             text=sequence.detokenizer.text,
@@ -319,7 +328,8 @@ class Engine:
             cached_tokens=sequence.num_cached,
             error=error,
         )
-        sequence.emit(Chunk(text, generated[-1:], sequence.logprobs[-1:], completion))
+        logprobs = sequence.logprobs[-num_new:] if num_new else []
+        sequence.emit(Chunk(text, generated[len(generated) - num_new :], logprobs, completion))
 
 
 class Stream:
@@ -328,23 +338,23 @@ class Stream:
     def __init__(self, engine: Engine, sequence: scheduling.Sequence):
         self._engine, self._sequence = engine, sequence
         self._chunks: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
+        self._completion: Completion | None = None
         sequence.emit = self._chunks.put
 
     def __iter__(self) -> Iterator[Chunk]:
-        while True:
+        while self._completion is None:
             while self._chunks.empty():
                 self._engine.step()
             chunk = self._chunks.get()
+            self._completion = chunk.completion
             yield chunk
-            if chunk.completion is not None:
-                return
 
     def result(self) -> Completion:
         """Wait for the whole answer."""
-        for chunk in self:
-            if chunk.completion is not None:
-                return chunk.completion
-        raise AssertionError("a stream ended without its completion")
+        for _ in self:
+            pass
+        assert self._completion is not None, "a stream ended without its completion"
+        return self._completion
 
     def cancel(self) -> None:
         """Stop the request now; its row and pages are free for the next step. No effect once it has finished."""

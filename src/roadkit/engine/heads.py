@@ -67,9 +67,10 @@ class HeadBank:
                 if own is None:
                     continue
                 index = torch.tensor(indices, device=output.device)
-                part = _take(args, index, len(self._rows)), _take(kwargs, index, len(self._rows))
+                part = [_take(value, index, len(self._rows)) for value in args]
+                named = {key: _take(value, index, len(self._rows)) for key, value in kwargs.items()}
                 weights = {key: tensor.to(output.device, output.dtype) for key, tensor in own.items()}
-                result = _without_hooks(module, weights, *part)
+                result = _without_hooks(module, weights, tuple(part), named)
                 for i, row in zip(indices, result.unbind(0), strict=True):
                     rows[i] = row
             widths = [row.shape[-1] for row in rows]
@@ -99,10 +100,6 @@ def _without_hooks(module: nn.Module, weights: dict[str, Tensor], args: tuple, k
         module._forward_hooks = hooks
 
 
-def _take(values, index: Tensor, batch: int):
-    """The samples `index` of every tensor argument that has the batch as its first dimension."""
-
-    def pick(value):
-        return value[index] if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch else value
-
-    return {key: pick(value) for key, value in values.items()} if isinstance(values, dict) else tuple(map(pick, values))
+def _take(value, index: Tensor, batch: int):
+    """The samples `index` of an argument that has the batch as its first dimension; others as they are."""
+    return value[index] if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch else value

@@ -8,7 +8,7 @@ plain weights are dropped: from then on the model can only run forward.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ def pack(model: nn.Module, *, weights: Weights | None = None) -> dict[nn.Module,
 
 def _stored(module: nn.Module, weights: Weights | None) -> tuple[Tensor, Tensor | None] | None:
     """(weight [outputs, inputs], scale) as the kernel reads them; None for a layer that it cannot serve."""
-    weight = module.weight.data  # type: ignore[union-attr]
+    weight: Any = module.get_parameter("weight").data
     if hasattr(weight, "qdata") and hasattr(weight, "scale"):  # torchao's Int8Tensor
         per_output = weight.qdata.dtype is torch.int8 and weight.scale.numel() == weight.shape[0]
         zero = getattr(weight, "zero_point", None)
@@ -118,7 +118,8 @@ def _quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     layer.weight = nn.Parameter(weight.float(), requires_grad=False)
     quantize_(layer, Int8WeightOnlyConfig(version=2))
-    return layer.weight.qdata, layer.weight.scale.view(-1)  # type: ignore[union-attr]
+    quantised: Any = layer.weight
+    return quantised.qdata, quantised.scale.view(-1)
 
 
 def _panels(weight: Tensor) -> Tensor:

@@ -95,9 +95,13 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.failed: list[tuple[Sequence, RoadkitError]] = []
 
+    @property
+    def full(self) -> bool:
+        return len(self.waiting) >= self.max_waiting
+
     def submit(self, sequence: Sequence) -> None:
         """Queue a request. Raises `QueueFull`."""
-        if len(self.waiting) >= self.max_waiting:
+        if self.full:
             raise QueueFull(
                 f"{len(self.waiting)} requests are waiting, at most {self.max_waiting} may; try again later"
             )
@@ -147,7 +151,7 @@ class Scheduler:
             if len(self.running) >= self.max_batch:
                 return
             try:
-                row = self.acquire(sequence)
+                row = sequence.row or self.acquire(sequence)  # a preempted request kept its own
             except BankFull:
                 sequence.skipped += 1
                 if sequence.skipped > self.max_skips:
@@ -158,7 +162,8 @@ class Scheduler:
                 self.failed.append((sequence, error))
                 continue
             if not self._take_prefix(sequence, row):
-                self.release(row)
+                if sequence.row is None:
+                    self.release(row)
                 return
             self.waiting.remove(sequence)
             self.running.append(sequence)
@@ -192,14 +197,18 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the queue without pages, but with the bank row, and so the adapter's version, it has."""
         self.running.remove(sequence)
-        self._give_back(sequence)
+        self._free_pages(sequence)
         sequence.num_computed = 0
         self.waiting.appendleft(sequence)
 
-    def _give_back(self, sequence: Sequence) -> None:
+    def _free_pages(self, sequence: Sequence) -> None:
         self.cache.release(sequence.pages)
         sequence.pages, sequence.keys = [], []
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self._free_pages(sequence)
         if sequence.row is not None:
             self.release(sequence.row)
             sequence.row = None

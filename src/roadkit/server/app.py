@@ -15,9 +15,10 @@ from starlette.responses import JSONResponse, Response
 
 from .. import __version__
 from . import adapters as adapter_routes
-from . import completions, errors
+from . import completions, encodings, errors
 from .auth import Keyring
 from .catalog import Entry
+from .encoder import EncoderEngine
 from .errors import ApiError, from_roadkit
 from .folders import Folders
 from .guard import Guard
@@ -26,7 +27,9 @@ from .service import Service
 from .settings import Settings
 
 
-def build(settings: Settings, keyring: Keyring, backend: Backend, *, adapters: Sequence[str] = ()) -> FastAPI:
+def build(
+    settings: Settings, keyring: Keyring, backend: Backend | EncoderEngine, *, adapters: Sequence[str] = ()
+) -> FastAPI:
     """An application whose `state.service` is running between start-up and shutdown of its lifespan."""
     service = Service(settings, keyring, backend)
     folders = Folders(service, list(adapters))
@@ -48,7 +51,10 @@ def build(settings: Settings, keyring: Keyring, backend: Backend, *, adapters: S
     app.state.service = service
     errors.install(app)
     app.add_middleware(Guard, service=service)
-    app.include_router(completions.router(service))
+    if isinstance(backend, EncoderEngine):
+        app.include_router(encodings.router(service, backend))
+    else:
+        app.include_router(completions.router(service))
     app.include_router(adapter_routes.router(service))
     _add_model_routes(app, service)
     _add_probes(app, service)

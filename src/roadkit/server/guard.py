@@ -15,6 +15,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError, not_found
@@ -129,7 +130,9 @@ def _limited(receive: Receive, limit: int) -> Receive:
         if message["type"] == "http.request":
             seen += len(message.get("body", b""))
             if seen > limit:
-                raise ApiError(413, f"the body has more than {limit} bytes")
+                raise HTTPException(
+                    413, f"the body has more than {limit} bytes"
+                )  # the one kind that FastAPI lets through
         return message
 
     return limited

@@ -118,7 +118,7 @@ def write_files(path: str | Path, files: Mapping[str, bytes]) -> None:
 
 
 def write_into(path: str | Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a directory that other files go to as well: a checkpoint, which is marked when it is complete."""
+    """Write files into a checkpoint, where other files go as well; it is marked when it is complete."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         _write(Path(path), files)

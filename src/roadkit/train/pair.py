@@ -43,7 +43,9 @@ def load_pair(model: PreTrainedModel, path: str | Path) -> PeftModel:
         modules_to_save=sorted(adapter.heads) or None,
     )
     tuned = get_peft_model(model, config, adapter_name=ADAPTER)
-    lora = LoraConfig.from_pretrained(str(Path(path) / LORA))
+    lora: object = LoraConfig.from_pretrained(str(Path(path) / LORA))
+    if not isinstance(lora, LoraConfig):
+        raise AdapterError(f"{path}/{LORA} is a {getattr(lora, 'peft_type', 'foreign')} adapter, not a LoRA")
     lora.inference_mode = False  # PEFT would freeze it, and what is frozen is not looked for in the files
     surround(tuned, lora)
     load_into(tuned, path)

@@ -56,10 +56,11 @@ class _RoadkitTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         tensors = trainable_tensors(model, state_dict)
         files = adapter_files(tensors, model, self.run.base, self.run.recipe)
-        if output_dir == self.run.recipe.output:
-            write_files(output_dir, files | self.run.extra_files)
+        folder = str(output_dir or self.args.output_dir)
+        if folder == self.run.recipe.output:
+            write_files(folder, files | self.run.extra_files)
         else:
-            write_into(str(output_dir), files)
+            write_into(folder, files)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_into(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)

@@ -181,7 +181,12 @@ class AsyncVllmEngine:
     def stats(self) -> dict[str, int]:
         """How many requests are in flight, adapters registered, compositions loaded and in use."""
         used = sum(count > 0 for count in self._users.values())
-        return {"requests": len(self._streams), "adapters": len(self._sources), "loaded": len(self._loaded), "used": used}
+        return {
+            "requests": len(self._streams),
+            "adapters": len(self._sources),
+            "loaded": len(self._loaded),
+            "used": used,
+        }
 
     def close(self) -> None:
         """End vLLM and its workers, and delete the copies of adapters that this engine made."""
@@ -248,7 +253,7 @@ class AsyncVllmEngine:
                 raise RequestError(f"the model's chat template refuses these messages: {error}") from error
             token_ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         else:
-            token_ids = list(prompt)  # type: ignore[arg-type]
+            token_ids = [token for token in prompt if isinstance(token, int)]
         if not token_ids:
             raise RequestError("the prompt is empty: it has no tokens")
         outside = next((token for token in token_ids if not 0 <= token < self.vocab_size), None)
@@ -265,7 +270,9 @@ class AsyncVllmEngine:
 class VllmStream:
     """A submitted request: iterate over its chunks, wait for its `result`, or `cancel` it."""
 
-    def __init__(self, engine: AsyncVllmEngine, stream_id: str, token_ids: list[int], parameters: Any, lora_request: Any):
+    def __init__(
+        self, engine: AsyncVllmEngine, stream_id: str, token_ids: list[int], parameters: Any, lora_request: Any
+    ):
         self.id = stream_id
         self._engine, self._lora_request = engine, lora_request
         self._chunks: asyncio.Queue[Chunk] = asyncio.Queue()

@@ -43,7 +43,9 @@ def make_request(terms: tuple[expression.Term, ...], sources: Mapping[str, Sourc
     """
     from vllm.lora.request import LoRARequest
 
-    path = SCHEME + json.dumps([[sources[term.name].path, sources[term.name].content_hash, term.strength] for term in terms])
+    path = SCHEME + json.dumps(
+        [[sources[term.name].path, sources[term.name].content_hash, term.strength] for term in terms]
+    )
     key = hashlib.sha256(json.dumps([[sources[term.name].content_hash, term.strength] for term in terms]).encode())
     return LoRARequest(
         lora_name=f"{expression.canonical(terms)}@{key.hexdigest()[:16]}",

@@ -204,5 +204,3 @@ class RoadManager:
 
     def supports_tower_connector_lora(self) -> bool:
         return False
-
-

@@ -1,7 +1,7 @@
 """roadkit's requests in vLLM's words, and vLLM's outputs in roadkit's.
 
-    parameters = sampling_params(Request(prompt="Hello", temperature=0.8, top_k=20))
-    chunk = to_chunk(output, pieces, parameters)        # `pieces`: the chunks of this request so far
+parameters = sampling_params(Request(prompt="Hello", temperature=0.8, top_k=20))
+chunk = to_chunk(output, pieces, parameters)        # `pieces`: the chunks of this request so far
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ _REASONS = {"stop": "stop", "length": "length", "abort": "cancelled"}
 
 def sampling_params(request: Request) -> Any:
     """vLLM's `SamplingParams` of a request. Raises `RequestError` for what vLLM cannot do."""
-    from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    from vllm import SamplingParams
 
     if request.no_repeat_ngram_size:
         raise RequestError(
@@ -40,7 +41,9 @@ def sampling_params(request: Request) -> Any:
             logprobs=request.logprobs,
             prompt_logprobs=request.prompt_logprobs,
             ignore_eos=request.ignore_eos,
-            structured_outputs=StructuredOutputsParams(json=request.json_schema) if request.json_schema is not None else None,
+            structured_outputs=StructuredOutputsParams(json=request.json_schema)
+            if request.json_schema is not None
+            else None,
             output_kind=RequestOutputKind.DELTA,
         )
     except ValueError as error:

@@ -65,7 +65,9 @@ class Survey:
 
         Raises one `AdapterError` that lists every layer that does not fit, with both values and the mend.
         """
-        problems = [f"it brings the whole module {name} (modules_to_save), only rotations are served" for name in adapter.heads]
+        problems = [
+            f"it brings the whole module {name} (modules_to_save), only rotations are served" for name in adapter.heads
+        ]
         strange = [size for size in adapter.group_sizes if size not in self.group_sizes]
         if strange:
             told = sorted({*self.group_sizes, *strange})

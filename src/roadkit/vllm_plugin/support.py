@@ -43,7 +43,9 @@ def settings_of(vllm_config: Any) -> Settings | None:
         return None
     given = additional[KEY]
     if not isinstance(given, dict):
-        raise RoadkitError(f'additional_config["{KEY}"] must be an object such as {{"group_sizes": [64]}}, got {given!r}')
+        raise RoadkitError(
+            f'additional_config["{KEY}"] must be an object such as {{"group_sizes": [64]}}, got {given!r}'
+        )
     known = [field.name for field in fields(Settings)]
     for name in given:
         if name not in known:

@@ -1,0 +1,44 @@
+"""Which backend a model needs: decoders generate, encoders give vectors and labels.
+
+backend = open_backend("minilm", max_batch=32)
+"""
+
+from __future__ import annotations
+
+from .. import models
+from ..engine.packed import Weights
+from .embedded import EmbeddedEngine
+from .encoder import EncoderEngine
+
+
+def open_backend(
+    model: str,
+    *,
+    max_batch: int = 32,
+    max_queue: int = 256,
+    max_context: int | None = None,
+    cache_gib: float = 1.0,
+    weights: Weights | None = None,
+    num_labels: int | None = None,
+) -> EmbeddedEngine | EncoderEngine:
+    """Load a base model. `num_labels` gives an encoder a head for adapters that bring theirs; the base has none then."""
+    from transformers import AutoConfig
+
+    config = models._loaded(model, AutoConfig, models.resolve(model))
+    names = getattr(config, "architectures", None) or []
+    if names and not any(name.endswith(models.CAUSAL_HEADS) for name in names):
+        own_head = any(name.endswith("ForSequenceClassification") for name in names)
+        labels = num_labels or (config.num_labels if own_head else None)
+        return EncoderEngine(
+            models.load_encoder(model, num_labels=labels),
+            models.load_tokenizer(model),
+            max_batch=max_batch,
+            max_queue=max_queue,
+            own_head=own_head,
+        )
+    from ..engine.engine import Engine
+
+    engine = Engine.from_pretrained(
+        model, max_batch=max_batch, max_context=max_context, cache_gib=cache_gib, weights=weights
+    )
+    return EmbeddedEngine(engine, max_queue=max_queue, max_queue_per_tenant=max(1, max_queue // 2))

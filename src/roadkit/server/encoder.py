@@ -1,0 +1,208 @@
+"""`EncoderEngine`: any Hugging Face encoder behind the server's seam, one adapter expression a text, in mixed batches.
+
+    backend = EncoderEngine(models.load_encoder("minilm"), models.load_tokenizer("minilm"))
+    backend.submit(EncoderJob(...))          # `done` is called on the event loop with a vector, or an error
+
+Embeddings are the mean of the last hidden states over the text's tokens, of length 1. A model with a classification
+head, its own or one that an adapter brings, gives logits instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .. import models, modules
+from ..adapter import Adapter
+from ..engine.bank import Bank
+from ..errors import AdapterError, RequestError, RoadkitError
+from .fair import FairQueue
+from .protocol import Job, Stats
+
+log = logging.getLogger("roadkit.server")
+
+MAX_HEAD_BYTES = 64 << 20  # of the whole modules that one adapter brings
+
+
+@dataclass(eq=False)
+class EncoderJob:
+    """One text for one adapter (None: the base). `kind` is 'embed' or 'classify'."""
+
+    token_ids: list[int]
+    adapter: str | None
+    kind: str
+    tenant: str
+    done: Callable[[list[float] | Exception], None]
+
+
+class EncoderEngine:
+    """A `Backend` for encoders: adapters as everywhere, `submit` takes `EncoderJob`s; it does not generate."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        *,
+        max_batch: int = 32,
+        max_queue: int = 1024,
+        own_head: bool = True,
+    ):
+        self.own_head = own_head  # else only adapters that bring a head classify
+        self.model, self.tokenizer, self.max_batch = model.eval(), tokenizer, max_batch
+        self.classifies = type(model).__name__.endswith("ForSequenceClassification")
+        self.max_context = int(getattr(model.config, "max_position_embeddings", 512))
+        self.bank = Bank(model, slots=max(2 * max_batch, 16))
+        self._fingerprint = models.config_fingerprint(model.config)
+        self._queue: FairQueue[EncoderJob] = FairQueue(max_waiting=max_queue, max_waiting_per_tenant=max_queue)
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="roadkit-encoder", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing, self._steps, self._busy, self._running = False, 0, 0.0, 0
+        self._tokenizing = threading.Lock()
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing = True
+        self._inbox.put(_nothing)
+        self._thread.join(timeout=30)
+        self.bank.close()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def encode(self, prompt: Any) -> list[int]:
+        """A text's tokens; more than the model reads are refused, not cut."""
+        if isinstance(prompt, list):
+            token_ids = list(prompt)
+        else:
+            with self._tokenizing:
+                token_ids = list(self.tokenizer(prompt)["input_ids"])
+        if not 0 < len(token_ids) <= self.max_context:
+            raise RequestError(f"a text has {len(token_ids)} tokens, 1 to {self.max_context} fit the context")
+        vocab = self.model.config.vocab_size
+        outside = next((token for token in token_ids if not 0 <= token < vocab), None)
+        if outside is not None:
+            raise RequestError(f"token id {outside} is outside the vocabulary of {vocab}")
+        return token_ids
+
+    def prepare(self, request: Any, *, adapter: str | None, tenant: str) -> Any:
+        raise RequestError("this server's model is an encoder: it answers /v1/embeddings and /v1/classify")
+
+    def submit(self, job: Job | EncoderJob) -> None:
+        assert isinstance(job, EncoderJob), type(job)
+        self._queue.put(job.tenant, job)
+        self._inbox.put(_nothing)
+
+    def cancel(self, job: Job | EncoderJob) -> None:
+        """Nothing to do: a batch is done before anybody could ask."""
+
+    def check(self, adapter: Adapter) -> None:
+        known = adapter.base.fingerprint
+        if known and known != self._fingerprint:
+            raise AdapterError(
+                f"the adapter was made for {adapter.base.name!r} (structure {known}), "
+                f"this server's model has structure {self._fingerprint}"
+            )
+        size = sum(tensor.nbytes for saved in adapter.heads.values() for tensor in saved.values())
+        if size > MAX_HEAD_BYTES:
+            raise AdapterError(f"the adapter brings {size} bytes of whole modules, at most {MAX_HEAD_BYTES} are taken")
+        if adapter.heads and not self.classifies:
+            raise AdapterError(
+                f"the adapter brings a head ({', '.join(sorted(adapter.heads)[:3])}), this model has none"
+            )
+        modules.match(self.model, adapter)
+
+    def load(self, name: str, adapter: Adapter) -> None:
+        self._inbox.put(lambda: self.bank.add(name, adapter))
+
+    def unload(self, name: str) -> None:
+        self._inbox.put(lambda: self.bank.remove(name))
+
+    def stats(self) -> Stats:
+        resident = len(self.bank.resident())
+        return Stats(self._running, len(self._queue), resident, self._steps, self._busy)
+
+    # ---- the engine's thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closing:
+            if not len(self._queue):
+                self._call(self._inbox.get())
+            while not self._inbox.empty():
+                self._call(self._inbox.get())
+            batch: list[EncoderJob] = []
+            while len(batch) < self.max_batch and (job := self._queue.pop()) is not None:
+                if batch and job.kind != batch[0].kind:
+                    self._answer([job])
+                else:
+                    batch.append(job)
+            if batch:
+                self._answer(batch)
+
+    def _answer(self, batch: list[EncoderJob]) -> None:
+        start, self._running = time.monotonic(), len(batch)
+        try:
+            results: list[list[float] | Exception] = list(self._forward(batch))
+        except Exception as error:
+            if len(batch) > 1:  # whose fault it was shows one by one
+                for job in batch:
+                    self._answer([job])
+                return
+            if not isinstance(error, RoadkitError):
+                log.exception("a batch failed")
+            results = [error]
+        self._steps, self._busy, self._running = self._steps + 1, self._busy + time.monotonic() - start, 0
+        for job in batch:
+            self._queue.done(job.tenant)
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_deliver, batch, results)
+
+    @torch.inference_mode()
+    def _forward(self, batch: list[EncoderJob]) -> list[list[float]]:
+        width = max(len(job.token_ids) for job in batch)
+        ids = torch.zeros(len(batch), width, dtype=torch.int64)
+        mask = torch.zeros(len(batch), width, dtype=torch.int64)
+        for row, job in enumerate(batch):
+            ids[row, : len(job.token_ids)] = torch.tensor(job.token_ids)
+            mask[row, : len(job.token_ids)] = 1
+        with self.bank.rows([job.adapter for job in batch]):
+            if batch[0].kind == "classify":
+                logits = self.model(input_ids=ids, attention_mask=mask).logits
+                rows = list(logits)
+            else:
+                encoder = self.model.base_model
+                hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+                weights = mask.unsqueeze(-1).to(hidden.dtype)
+                mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+                rows = list(torch.nn.functional.normalize(mean, dim=-1))
+        if not all(bool(row.isfinite().all()) for row in rows):
+            raise RequestError("the model's output is not finite with this adapter")
+        return [row.float().tolist() for row in rows]
+
+    def _call(self, command: Callable[[], None]) -> None:
+        try:
+            command()
+        except Exception:
+            log.exception("a command to the encoder failed")
+
+
+def _nothing() -> None:
+    """Wakes the thread."""
+
+
+def _deliver(batch: list[EncoderJob], results: list[list[float] | Exception]) -> None:
+    for job, result in zip(batch, results, strict=True):
+        job.done(result)

@@ -1,0 +1,143 @@
+"""`POST /v1/embeddings` and `POST /v1/classify`: encoders, each request with its own adapter expression.
+
+app.include_router(router(service, backend))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+import struct
+from functools import partial
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+
+from ..errors import RoadkitError
+from .auth import Key
+from .encoder import EncoderEngine, EncoderJob
+from .errors import ApiError, from_roadkit
+from .residents import Lease
+from .schema import Body, Text, TokenId
+from .service import Service
+
+Vector = list[float]
+
+
+class EncodingRequest(Body):
+    """What both routes take."""
+
+    model: Text
+    input: Text | list[TokenId] | list[Text] | list[list[TokenId]]
+    user: Text | None = None
+
+    @property
+    def inputs(self) -> list[Any]:
+        """Each text by itself."""
+        single = isinstance(self.input, str) or (self.input and isinstance(self.input[0], int))
+        return [self.input] if single else list(self.input)
+
+
+class EmbeddingRequest(EncodingRequest):
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(default=None, ge=1)
+
+
+def router(service: Service, backend: EncoderEngine) -> APIRouter:
+    """The encoder routes."""
+    routes = APIRouter(prefix="/v1")
+
+    @routes.post("/embeddings")
+    async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]:
+        """Vectors of length 1."""
+        width = backend.model.config.hidden_size
+        if body.dimensions not in (None, width):
+            raise ApiError(400, f"dimensions: this model gives {width}", param="dimensions")
+        vectors, used = await _encode(service, backend, request.state.caller, body, "embed")
+        shape = _base64 if body.encoding_format == "base64" else list
+        data = [{"object": "embedding", "index": i, "embedding": shape(one)} for i, one in enumerate(vectors)]
+        usage = {"prompt_tokens": used, "total_tokens": used}
+        return {"object": "list", "data": data, "model": body.model, "usage": usage}
+
+    @routes.post("/classify")
+    async def classify(request: Request, body: EncodingRequest) -> dict[str, Any]:
+        """The head's labels and probabilities (vLLM's shape)."""
+        if not backend.classifies:
+            raise ApiError(400, "this model has no classification head", param="model")
+        rows, used = await _encode(service, backend, request.state.caller, body, "classify")
+        usage = {"prompt_tokens": used, "total_tokens": used}
+        return {"object": "list", "data": [_label(backend, i, row) for i, row in enumerate(rows)],
+                "model": body.model, "usage": usage}  # fmt: skip
+
+    return routes
+
+
+async def _encode(
+    service: Service, backend: EncoderEngine, key: Key, body: EncodingRequest, kind: str
+) -> tuple[list[Vector], int]:
+    texts, most = body.inputs, service.settings.limits.max_inputs
+    if not 1 <= len(texts) <= most:
+        raise ApiError(400, f"input has {len(texts)} texts, 1 to {most} are allowed", param="input")
+    meter, used = service.meter(key), 0
+    meter.enter(body.model, count=len(texts))
+    lease: Lease | None = None
+
+    def prepare() -> tuple[Lease | None, list[list[int]]]:
+        token_ids = [backend.encode(text) for text in texts]
+        factors = service.parse(key, body.model)
+        return (service.residents.acquire(factors) if factors else None), token_ids
+
+    try:
+        lease, token_ids = await service.work(prepare)
+        used = sum(map(len, token_ids))
+        if kind == "classify" and not backend.own_head and not (lease and lease.adapter.heads):
+            raise ApiError(400, "the base has no head; name an adapter that brings one", param="model")
+        loop, futures = asyncio.get_running_loop(), []
+        for ids in token_ids:
+            future: asyncio.Future[Vector] = loop.create_future()
+            futures.append(future)
+            backend.submit(EncoderJob(ids, lease.name if lease else None, kind, key.tenant, partial(_settle, future)))
+        together = asyncio.gather(*futures, return_exceptions=True)
+        results = await asyncio.wait_for(together, service.settings.request_seconds)
+        failed = next((one for one in results if isinstance(one, BaseException)), None)
+        if failed is not None:
+            raise failed
+        return [one for one in results if not isinstance(one, BaseException)], used
+    except RoadkitError as error:
+        raise from_roadkit(error, param="input") from None
+    except TimeoutError:
+        raise ApiError(504, "the request's time is over", code="cancelled") from None
+    finally:
+        meter.leave(body.model, count=len(texts), tokens=used)
+        if lease is not None:
+            service.residents.release(lease)
+
+
+def _settle(future: asyncio.Future, result: Vector | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+
+
+def _base64(vector: Vector) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def _label(backend: EncoderEngine, index: int, logits: Vector) -> dict[str, Any]:
+    largest = max(logits)
+    weights = [math.exp(value - largest) for value in logits]
+    probabilities = [weight / sum(weights) for weight in weights]
+    best = probabilities.index(max(probabilities))
+    labels = backend.model.config.id2label or {}
+    own = len(labels) == len(logits)  # an adapter's head has labels of its own, which nobody sent
+    return {
+        "index": index,
+        "label": labels.get(best, f"LABEL_{best}") if own else f"LABEL_{best}",
+        "probs": probabilities,
+        "num_classes": len(logits),
+    }
