@@ -1,4 +1,4 @@
-"""The server beside the engine called directly, and 64 adapters beside one, under open-loop load from another process."""
+"""The server beside the engine called directly, and 64 adapters beside one under open-loop load."""
 
 import asyncio
 import contextlib

@@ -174,5 +174,9 @@ def tiny_tokenizer():
     text = "the quick brown fox jumps over the lazy dog while thousands of adapters turn pairs of outputs in one batch "
     tokenizer.train_from_iterator([text * 4], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
     )

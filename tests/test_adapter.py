@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import random_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import random_parameters
 from roadkit.adapter import Adapter, Base, Layout
 from roadkit.errors import AdapterError, AlgebraError
 from roadkit.rotation import VARIANTS, raise_to_parameters, rotate
@@ -80,9 +80,7 @@ def test_it_cannot_be_changed():
 
 def test_equal_content_is_equal_whatever_it_came_from():
     identity = {
-        variant: Adapter.from_parameters(
-            {"q": (torch.zeros(count), torch.ones(count))}, variant=variant, group_size=2
-        )
+        variant: Adapter.from_parameters({"q": (torch.zeros(count), torch.ones(count))}, variant=variant, group_size=2)
         for variant, count in {"road_1": 2, "road_2": 4, "road_4": 8}.items()
     }
     assert len(set(identity.values())) == 1

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import TOLERANCE
 from roadkit import native
 from roadkit.engine import attention as room
 from roadkit.engine.attention import Span, Step, attention, install
@@ -184,7 +184,9 @@ def test_models_outside_transformers_interface_are_refused():
     bloom = BloomForCausalLM(BloomConfig(vocab_size=16, hidden_size=8, n_layer=1, n_head=2))
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
     for model in (bloom, t5):
-        with pytest.raises(ModelError, match=r"does not use transformers' attention interface: its cache cannot be paged"):
+        with pytest.raises(
+            ModelError, match=r"does not use transformers' attention interface: its cache cannot be paged"
+        ):
             install(model, cache)
 
 
@@ -196,7 +198,9 @@ def test_models_with_other_kinds_of_layers_are_refused():
         vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, full_attn_idxs=[1],
     )  # fmt: skip
-    with pytest.raises(ModelError, match="Lfm2ForCausalLM has layers of type 'conv', which the paged cache cannot serve"):
+    with pytest.raises(
+        ModelError, match="Lfm2ForCausalLM has layers of type 'conv', which the paged cache cannot serve"
+    ):
         install(Lfm2ForCausalLM(config), PagedCache(4, device=torch.device("cpu")))
 
 

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import TOLERANCE, random_parameters
 from torch import nn
 
+from conftest import TOLERANCE, random_parameters
 from roadkit import modules
 from roadkit.adapter import Adapter
 from roadkit.engine.bank import IDENTITY, Bank, BankFull
@@ -172,7 +172,10 @@ def rotated_row(model, adapter, x, row):
 
 def test_batch_of_another_size_is_refused(model):
     bank = Bank(model, {"one": small(1)})
-    with bank.rows(["one", None]), pytest.raises(AdapterError, match=r"rows \[2\] must be the leading shape of h \[3, 8\]"):
+    with (
+        bank.rows(["one", None]),
+        pytest.raises(AdapterError, match=r"rows \[2\] must be the leading shape of h \[3, 8\]"),
+    ):
         model["q"](torch.randn(3, 6))
 
 

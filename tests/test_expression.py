@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_parameters
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from conftest import random_parameters
 from roadkit.adapter import Adapter
 from roadkit.errors import AdapterError, AlgebraError, ExpressionError
 from roadkit.expression import MAX_LENGTH, MAX_TERMS, Term, canonical, compose, parse
@@ -117,7 +117,9 @@ def test_unknown_name_without_a_near_one_has_no_suggestion():
     assert str(caught.value) == "no adapter 'zzzzzz'"
 
 
-pieces = st.sampled_from(["formal", "germn", "a-b", "2", "0.5", "+", "-", "*", " ", "  ", " + ", " - ", "é", "\n", "(", "1e3", ""])
+pieces = st.sampled_from(
+    ["formal", "germn", "a-b", "2", "0.5", "+", "-", "*", " ", "  ", " + ", " - ", "é", "\n", "(", "1e3", ""]
+)
 
 
 @settings(max_examples=200)
@@ -181,8 +183,14 @@ def test_an_adapter_and_its_inverse_are_the_base():
 @given(st.integers(-200, 200), st.integers(-200, 200))
 def test_strengths_of_one_adapter_add(one, other):
     names = {"x": ADAPTERS["german"]}
-    together = compose(f"x*{abs(one + other) / 100}", names) if one + other >= 0 else compose(f"-x*{-(one + other) / 100}", names)
-    apart = compose(f"{'-' if one < 0 else ''}x*{abs(one) / 100} {'-' if other < 0 else '+'} x*{abs(other) / 100}", names)
+    together = (
+        compose(f"x*{abs(one + other) / 100}", names)
+        if one + other >= 0
+        else compose(f"-x*{-(one + other) / 100}", names)
+    )
+    apart = compose(
+        f"{'-' if one < 0 else ''}x*{abs(one) / 100} {'-' if other < 0 else '+'} x*{abs(other) / 100}", names
+    )
     close_adapters(apart, together)
 
 

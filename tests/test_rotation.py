@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TOLERANCE, random_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from conftest import TOLERANCE, random_parameters
 from roadkit.errors import AlgebraError
 from roadkit.rotation import (
     VARIANTS,
@@ -55,7 +55,9 @@ def pairs(a: Tensor, b: Tensor, group_size: int) -> np.ndarray:
 def vectors(*entries: list[list[float]]) -> tuple[Tensor, Tensor]:
     """2×2 blocks → (a, b) with group size 2."""
     table = torch.tensor(entries, dtype=torch.float64)
-    return torch.stack([table[:, 0, 0], table[:, 1, 1]], 1).view(-1), torch.stack([table[:, 0, 1], table[:, 1, 0]], 1).view(-1)
+    return torch.stack([table[:, 0, 0], table[:, 1, 1]], 1).view(-1), torch.stack(
+        [table[:, 0, 1], table[:, 1, 0]], 1
+    ).view(-1)
 
 
 # ---- the convention ---------------------------------------------------------------------------------------------
@@ -242,7 +244,9 @@ def test_power_agrees_with_eigenvalues(variant, shape, seed, strength):
     if np.linalg.cond(columns).max() > 1e3:
         return  # nearly equal eigenvalues, for which this yardstick is too coarse
     expected = (columns * values.astype(complex)[:, None, :] ** strength) @ np.linalg.inv(columns)
-    np.testing.assert_allclose(pairs(*power(a, b, strength, group_size), group_size), expected.real, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(
+        pairs(*power(a, b, strength, group_size), group_size), expected.real, rtol=1e-7, atol=1e-8
+    )
 
 
 @quick
@@ -325,7 +329,9 @@ def test_blocks_without_a_real_root_have_integer_powers_only(entry):
 
 
 def test_shears_have_real_powers():
-    np.testing.assert_allclose(pairs(*power(*vectors([[2, 1], [0, 2]]), 0.5, 2), 2)[0], [[2**0.5, 2**-1.5], [0, 2**0.5]])
+    np.testing.assert_allclose(
+        pairs(*power(*vectors([[2, 1], [0, 2]]), 0.5, 2), 2)[0], [[2**0.5, 2**-1.5], [0, 2**0.5]]
+    )
 
 
 @pytest.mark.parametrize("strength", [-1, -2, -0.5])

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as theirs
 
+from conftest import TOLERANCE
 from roadkit.engine.request import Request
 from roadkit.engine.sampler import _penalise, _uniform, sample, token_logprobs
 from roadkit.engine.scheduler import Sequence, end_tensor
@@ -154,7 +154,9 @@ def test_a_draw_does_not_depend_on_the_batch():
 
 def test_a_draw_depends_on_seed_and_position():
     logits = torch.zeros(VOCAB)
-    batch = [sequence((1,), range(position), seed=seed, temperature=1.0) for seed in range(20) for position in range(20)]
+    batch = [
+        sequence((1,), range(position), seed=seed, temperature=1.0) for seed in range(20) for position in range(20)
+    ]
     one, again = (sample(logits.expand(400, -1).clone(), batch) for _ in range(2))
     assert one == again
     counts = torch.bincount(torch.tensor(one), minlength=VOCAB)

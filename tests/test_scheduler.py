@@ -101,13 +101,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     """
 
     @initialize(
-        pages=st.integers(4, 14), slots=st.integers(1, 3), max_batch=st.integers(1, 5), chunk=st.sampled_from([1, 5, 32])
+        pages=st.integers(4, 14),
+        slots=st.integers(1, 3),
+        max_batch=st.integers(1, 5),
+        chunk=st.sampled_from([1, 5, 32]),
     )
     def start(self, pages, slots, max_batch, chunk):
         self.pages, self.max_batch, self.chunk = pages, max_batch, chunk
-        self.scheduler, self.rows = make(
-            pages, slots, max_batch=max_batch, max_waiting=6, chunk=chunk, burst=2 * chunk
-        )
+        self.scheduler, self.rows = make(pages, slots, max_batch=max_batch, max_waiting=6, chunk=chunk, burst=2 * chunk)
         self.scheduler.max_skips = 3
         self.content: dict[tuple[int, int], tuple] = {}  # (page, offset) → (tenant and adapter, tokens so far)
         self.live: list[Sequence] = []
@@ -344,7 +345,8 @@ def test_a_single_token_is_enough_to_leave_the_beginning():
 
 
 @pytest.mark.parametrize(
-    "other", [{"adapter": "b"}, {"adapter": None}, {"adapter": "a", "tenant": "t"}, {"adapter": "a", "prompt_logprobs": 1}]
+    "other",
+    [{"adapter": "b"}, {"adapter": None}, {"adapter": "a", "tenant": "t"}, {"adapter": "a", "prompt_logprobs": 1}],
 )
 def test_beginnings_are_shared_within_one_adapter_and_tenant_only(other):
     scheduler, _ = make()

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
+from conftest import random_parameters
 from roadkit import modules, store
 from roadkit.adapter import Adapter, Base
 from roadkit.errors import AdapterError
@@ -284,7 +284,10 @@ def test_other_dtypes_are_refused(dtype):
 
 @pytest.mark.parametrize("name", ["..", "a..b", "a/b", "", "a.", ".a", "a b", "a\n", "é", "a.b\x00"])
 def test_modules_with_odd_names_are_refused(name):
-    broken = {f"base_model.model.{name}.road_theta": torch.zeros(4), f"base_model.model.{name}.road_alpha": torch.ones(4)}
+    broken = {
+        f"base_model.model.{name}.road_theta": torch.zeros(4),
+        f"base_model.model.{name}.road_alpha": torch.ones(4),
+    }
     with pytest.raises(AdapterError, match="unexpected tensor"):
         store.parse(files()[0], save(broken))
 
@@ -332,13 +335,17 @@ class Exploit:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles_are_never_loaded(tmp_path, monkeypatch, protocol):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(AdapterError, match="it is a pickle, which is never loaded" if protocol > 1 else "cannot be read"):
+    with pytest.raises(
+        AdapterError, match="it is a pickle, which is never loaded" if protocol > 1 else "cannot be read"
+    ):
         store.parse(files()[0], pickle.dumps(Exploit(), protocol))
     torch.save(tensors(), "adapter_model.bin")
     with pytest.raises(AdapterError, match="it is a pickle, which is never loaded"):
         store.parse(files()[0], Path("adapter_model.bin").read_bytes())
     Path(CONFIG).write_bytes(files()[0])
-    with pytest.raises(AdapterError, match="adapter_model.safetensors is missing; adapter_model.bin is a pickle, which"):
+    with pytest.raises(
+        AdapterError, match="adapter_model.safetensors is missing; adapter_model.bin is a pickle, which"
+    ):
         Adapter.load(tmp_path)
     assert not Path("exploited").exists()
 
@@ -376,7 +383,9 @@ def test_missing_things_are_named(tmp_path):
     (tmp_path / "a" / WEIGHTS).unlink()
     with pytest.raises(AdapterError, match=r"adapter_model.safetensors is missing$"):
         Adapter.load(tmp_path / "a")
-    with pytest.raises(AdapterError, match=r"an adapter is a directory with adapter_config.json and .*, this is a file"):
+    with pytest.raises(
+        AdapterError, match=r"an adapter is a directory with adapter_config.json and .*, this is a file"
+    ):
         Adapter.load(tmp_path / "a" / CONFIG)
 
 
@@ -435,7 +444,9 @@ def test_unreadable_files_are_an_adapter_error(tmp_path, monkeypatch):
 
 def test_replacing_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(AdapterError, match=r"holds other things \(notes.txt\), which would be deleted; name a new folder"):
+    with pytest.raises(
+        AdapterError, match=r"holds other things \(notes.txt\), which would be deleted; name a new folder"
+    ):
         adapter().save(tmp_path)
     assert os.listdir(tmp_path) == ["notes.txt"]
     with pytest.raises(AdapterError, match=r"notes.txt: is a file; an adapter is saved as a directory"):

@@ -50,7 +50,7 @@ def start(tmp_path_factory, tiny_folder):
     """`start("--adapters", …)`: a server of its own, ended with the session at the latest."""
     running: list[Process] = []
 
-    def run(*arguments: str, key: str | None = None, model: Path | None = None) -> Process:
+    def run(*arguments: str, key: str | None = None, model: Path | str | None = None) -> Process:
         log = tmp_path_factory.mktemp("log") / "server.log"
         running.append(Process(model or tiny_folder, *arguments, log=log, key=key))
         return running[-1]

@@ -38,7 +38,7 @@ def serve(arguments: list[str], log: str) -> None:
 class Process:
     """`roadkit serve` in a process of its own, on a free port."""
 
-    def __init__(self, model: Path, *arguments: str, log: Path, key: str | None = None):
+    def __init__(self, model: Path | str, *arguments: str, log: Path, key: str | None = None):
         self.key, self.log = key, log
         log.touch()
         command = [str(model), "--name", "tiny", "--port", "0", *arguments]

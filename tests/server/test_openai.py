@@ -167,3 +167,13 @@ def test_mistakes_are_400_in_openais_shape(server, change, word):
 def test_harmless_fields_are_taken(server):
     ask(server, user="someone", frequency_penalty=0, presence_penalty=0.0, best_of=1, extra_body={"top_k": 5})
     chat(server, metadata={"a": "b"}, store=False, tools=[], service_tier="auto")
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_real_model_answers(start):
+    server = start("--max-context", "512", model="smollm2")
+    question = [{"role": "user", "content": "What is the capital of Italy? Answer briefly."}]
+    answer = chat(server, messages=question, max_tokens=24)
+    assert "Rome" in answer.choices[0].message.content
+    assert server.stop() == 0

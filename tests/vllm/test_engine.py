@@ -27,7 +27,6 @@ def run(tiny):
     yield lambda story: loop.run_until_complete(story(engine))
     engine.close()
     loop.close()
-    del engine
     gc.collect()  # vLLM leaves sockets to the collector, which warns: now, where warnings are let pass
 
 
@@ -89,6 +88,17 @@ def test_stream_and_cancel(run):
     assert all(len(logprob.top) == 2 for chunk in chunks for logprob in chunk.logprobs)
 
 
+def test_cancelled_before_it_began(run):
+    async def story(engine):
+        stream = await engine.submit(Request(prompt="hello", max_tokens=200))
+        await stream.cancel()
+        await stream.cancel()
+        return await stream.result(), engine.stats()
+
+    completion, stats = run(story)
+    assert completion.finish_reason == "cancelled" and completion.token_ids == [] and stats["requests"] == 0
+
+
 def test_versions_and_removal_under_load(run, tiny, make_adapter, tmp_path):
     """A name changes its meaning, and goes, while requests run: each request keeps what it was accepted with."""
     base = tiny("llama").model
@@ -101,7 +111,9 @@ def test_versions_and_removal_under_load(run, tiny, make_adapter, tmp_path):
         for version in versions:
             await engine.add_adapter("moving", version.path)
             for adapter in ("moving", "moving", None):
-                running.append(await engine.submit(Request(prompt=PROMPT, adapter=adapter, max_tokens=40, ignore_eos=True)))
+                running.append(
+                    await engine.submit(Request(prompt=PROMPT, adapter=adapter, max_tokens=40, ignore_eos=True))
+                )
             await asyncio.sleep(0.05)
         await engine.remove_adapter("moving")
         with pytest.raises(ExpressionError):

@@ -35,7 +35,11 @@ def test_name_path_and_id_are_functions_of_the_content(folder):
     for field in ("lora_name", "lora_path", "lora_int_id"):
         assert len({getattr(each, field) for each in made}) == len(texts), field
     again = request("0.5*formal")
-    assert (again.lora_name, again.lora_path, again.lora_int_id) == (made[1].lora_name, made[1].lora_path, made[1].lora_int_id)
+    assert (again.lora_name, again.lora_path, again.lora_int_id) == (
+        made[1].lora_name,
+        made[1].lora_path,
+        made[1].lora_int_id,
+    )
     changed = sources | {"formal": loading.Source(sources["formal"].path, "0" * 64)}
     other = loading.make_request(expression.parse("formal*0.5", found), changed)
     assert not {other.lora_name, other.lora_path} & {made[1].lora_name, made[1].lora_path}

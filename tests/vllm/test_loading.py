@@ -56,7 +56,7 @@ def test_lora_adapter_is_refused_with_a_reason(engine, tmp_path):
         ("model.layers.0.self_attn.q_proj", 512, 64, "adapter is 512 wide, layer 256"),
         ("model.layers.0.self_attn.q_prog", 256, 64, "no linear layer 'model.layers.0.self_attn.q_prog'; did you mean"),
         ("model.layers.7.self_attn.q_proj", 256, 64, "no linear layer"),
-        ("model.layers.0.self_attn.q_proj", 256, 32, 'group_size is 32, the engine was told of [64, 2]'),
+        ("model.layers.0.self_attn.q_proj", 256, 32, "group_size is 32, the engine was told of [64, 2]"),
         ("model.embed_tokens", 256, 64, "is an embedding or an output head"),
         ("lm_head", 256, 64, "is an embedding or an output head"),
     ],

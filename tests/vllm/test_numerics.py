@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-
 from vllm_tiny import TOLERANCE, ask, assert_close, expected_logits, logits_of, lora_request, prompts_of, tokens_of
+
 
 @pytest.mark.parametrize("kind", ["llama", "qwen"])  # without and with biases
 @pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
@@ -40,7 +40,11 @@ def test_bfloat16_loses_no_more_than_transformers_does(serve, tiny, adapters):
 
 
 def test_chunked_prefill_and_more_adapters_than_slots(serve, tiny, adapters):
-    llm, base, made = serve(tiny("llama").path, max_num_batched_tokens=16, max_loras=2), tiny("llama").model, adapters("llama")
+    llm, base, made = (
+        serve(tiny("llama").path, max_num_batched_tokens=16, max_loras=2),
+        tiny("llama").model,
+        adapters("llama"),
+    )
     requests = [lora_request(each, i + 1) for i, each in enumerate(made)]
     prompts = prompts_of(len(made))
     for _ in range(2):
@@ -51,7 +55,10 @@ def test_chunked_prefill_and_more_adapters_than_slots(serve, tiny, adapters):
 
 def test_adapter_of_some_layers_leaves_the_others(serve, tiny, make_adapter):
     base = tiny("qwen").model
-    made = [make_adapter(base, "road_1", 64, seed=20 + i, only=only) for i, only in enumerate(["k_proj", "up_proj", "layers.1.mlp"])]
+    made = [
+        make_adapter(base, "road_1", 64, seed=20 + i, only=only)
+        for i, only in enumerate(["k_proj", "up_proj", "layers.1.mlp"])
+    ]
     llm = serve(tiny("qwen").path)
     prompts = prompts_of(len(made))
     answers = ask(llm, prompts, [lora_request(each, i + 1) for i, each in enumerate(made)])

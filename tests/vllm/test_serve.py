@@ -72,7 +72,11 @@ def test_model_names_and_expressions(server, model):
     address, base, found = server
     client = openai.OpenAI(base_url=address, api_key="none")
     answer = client.completions.create(
-        model=model, prompt=PROMPT, max_tokens=8, temperature=0, extra_body={"ignore_eos": True, "return_token_ids": True}
+        model=model,
+        prompt=PROMPT,
+        max_tokens=8,
+        temperature=0,
+        extra_body={"ignore_eos": True, "return_token_ids": True},
     )
     adapter = None if model == "base" else expression.compose(model, found)
     assert answer.choices[0].token_ids == expected_tokens(base, adapter, PROMPT, 8)

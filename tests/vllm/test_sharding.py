@@ -80,7 +80,9 @@ def test_pair_that_crosses_a_shard_is_refused_with_a_group_size_that_fits():
         group_sizes=(32,),
     )
     adapter = Adapter.from_parameters({"up_proj": (torch.zeros(48), torch.ones(48))}, variant="road_1", group_size=32)
-    with pytest.raises(AdapterError, match=r"group_size 32 cuts a pair, this rank holds rows 48 to 96 of 96; group_size=16"):
+    with pytest.raises(
+        AdapterError, match=r"group_size 32 cuts a pair, this rank holds rows 48 to 96 of 96; group_size=16"
+    ):
         found.check(adapter, {"up_proj": "up_proj"})
 
 

@@ -10,7 +10,9 @@ from roadkit.vllm_plugin import _watch_configuration, register, support
 
 def _config(additional, lora=True):
     compilation = SimpleNamespace(cudagraph_specialize_lora=True, mode="compile")
-    return SimpleNamespace(additional_config=additional, lora_config=object() if lora else None, compilation_config=compilation)
+    return SimpleNamespace(
+        additional_config=additional, lora_config=object() if lora else None, compilation_config=compilation
+    )
 
 
 def test_off_without_the_key_and_on_with_it():

@@ -1,6 +1,6 @@
 """What the plugin's tests share: starting an engine, asking it, and what transformers and roadkit say to the same.
 
-    with started(path, max_loras=4) as llm: answers = ask(llm, prompts, [lora_request(made, 1), None])
+with started(path, max_loras=4) as llm: answers = ask(llm, prompts, [lora_request(made, 1), None])
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def save_tokenizer(folder: Any) -> None:
 @contextlib.contextmanager
 def started(path: str, **options: Any) -> Iterator[Any]:
     """A vLLM engine in this process, with RoAd for group sizes 64 and 2; ended with everything that it set up."""
-    from vllm import LLM
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     from roadkit.vllm_plugin import register
+    from vllm import LLM
 
     register()
     defaults: dict[str, Any] = {
@@ -84,7 +84,9 @@ def lora_request(made: Made, number: int) -> Any:
     return LoRARequest(made.name, number, made.path)
 
 
-def ask(llm: Any, prompts: Sequence[list[int]], requests: Sequence[Any] | None, *, tokens: int = 10, prefill: bool = True) -> list[Any]:
+def ask(
+    llm: Any, prompts: Sequence[list[int]], requests: Sequence[Any] | None, *, tokens: int = 10, prefill: bool = True
+) -> list[Any]:
     """Greedy answers with the logits of every prompt (unless not `prefill`) and answer token.
 
     vLLM reads no cached block for a request that wants its prompt's logits: leave them out to use the prefix cache.
@@ -92,7 +94,12 @@ def ask(llm: Any, prompts: Sequence[list[int]], requests: Sequence[Any] | None, 
     from vllm import SamplingParams
 
     parameters = SamplingParams(
-        temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=VOCAB, prompt_logprobs=VOCAB if prefill else None
+        temperature=0,
+        max_tokens=tokens,
+        ignore_eos=True,
+        detokenize=False,
+        logprobs=VOCAB,
+        prompt_logprobs=VOCAB if prefill else None,
     )
     given = [{"prompt_token_ids": prompt} for prompt in prompts]
     return llm.generate(given, parameters, lora_request=None if requests is None else list(requests), use_tqdm=False)

@@ -275,7 +275,9 @@ class Bank:
         found = modules.resolve(self.model, new)
         for name in new:
             if found[name] in self._excluded:
-                raise AdapterError(f"{name} cannot be rotated here: only some tokens reach it; merge the adapter instead")
+                raise AdapterError(
+                    f"{name} cannot be rotated here: only some tokens reach it; merge the adapter instead"
+                )
         for name, width in new.items():
             self.layers[name] = BankLayer(self, name, found[name], width)
             self._undo.append(self._bind(self.layers[name]))

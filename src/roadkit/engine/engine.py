@@ -23,7 +23,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .. import models
 from ..adapter import Adapter
-from ..errors import AdapterError, RequestError, RoadkitError
+from ..errors import AdapterError, ModelError, RequestError, RoadkitError
 from ..expression import Term
 from . import scheduler as scheduling
 from .bank import Bank, Row
@@ -67,6 +67,8 @@ class Engine:
     ):
         if max_batch < 1:
             raise RequestError(f"max_batch must be at least 1, got {max_batch}")
+        if not model.can_generate():
+            raise ModelError(f"{type(model).__name__} has no language-model head to generate with")
         config = model.config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None) or 1 << 30
         self.max_context = min(max_context or limit, limit)
@@ -74,7 +76,13 @@ class Engine:
         self.end_ids = _end_ids(model, tokenizer)
         cache = PagedCache(_num_pages(config, cache_gib, max_batch, self.max_context), device=model.device)
         self.runner = Runner(model, cache, weights=weights)
-        self.bank = Bank(model, adapters, slots=slots or max(2 * max_batch, 16), bind=self.runner.bind, excluded=(model.get_output_embeddings(),))
+        self.bank = Bank(
+            model,
+            adapters,
+            slots=slots or max(2 * max_batch, 16),
+            bind=self.runner.bind,
+            excluded=(model.get_output_embeddings(),),
+        )
         self.scheduler = Scheduler(
             cache, acquire=self._acquire, release=self.bank.release, max_batch=max_batch, max_waiting=max_waiting
         )

@@ -23,7 +23,7 @@ from ..train.answers import answer_logits, pad_batch
 from ..train.artifact import FIGURES, LORA, ROAD
 from ..train.metrics import classification_metrics, regression_metrics
 from ..train.pair import is_pair, load_pair
-from ..train.session import Prepared, check_head, load_base, padding, prepare
+from ..train.prepared import Prepared, check_head, load_base, padding, prepare
 from ..train.tuned import borrowed
 
 if TYPE_CHECKING:

@@ -133,7 +133,7 @@ def _label(backend: EncoderEngine, index: int, logits: Vector) -> dict[str, Any]
     weights = [math.exp(value - largest) for value in logits]
     probabilities = [weight / sum(weights) for weight in weights]
     best = probabilities.index(max(probabilities))
-    labels = backend.model.config.id2label or {}
+    labels: dict[int, str] = dict(backend.model.config.id2label or {})  # type: ignore[arg-type]
     own = len(labels) == len(logits)  # an adapter's head has labels of its own, which nobody sent
     return {
         "index": index,

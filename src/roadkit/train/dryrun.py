@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RecipeError
+from .prepared import Prepared, check_head, load_base, padding, prepare
 from .progress import clock
 from .recipe import Recipe
-from .session import Prepared, check_head, load_base, padding, prepare
 from .tokens import IGNORED
 
 if TYPE_CHECKING:
@@ -200,4 +200,7 @@ def _step_seconds(prepared: Prepared, tuned: Any) -> float:
         float(loss.detach())
         seconds = time.perf_counter() - start
         tuned.zero_grad()
+    if recipe.group_by_length:  # batches are narrower than one drawn at random
+        mean = prepared.train.num_tokens / len(examples)
+        seconds *= min(1.0, mean * len(drawn) / batch["input_ids"].numel())
     return seconds

@@ -10,20 +10,16 @@ import importlib.util
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import models
-from ..errors import ModelError, RecipeError
-from .data import Table, read_table, split_table
-from .formats import Layout, detect
-from .labels import find_classes
+from ..errors import RecipeError
+from .prepared import Prepared, check_head, load_base, padding, prepare, use_cpu
 from .progress import Progress
 from .recipe import Recipe
-from .tokens import Encoded, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,64 +50,6 @@ class TrainResult:
     classes: Sequence[str] | int | None = field(default=None)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Everything known before the model is needed: the data read, checked and tokenised."""
-
-    recipe: Recipe
-    tokenizer: PreTrainedTokenizerBase
-    layout: Layout
-    columns: list[str]
-    train: Encoded
-    held_out: Encoded | None
-    classes: list[str] | int | None
-    max_length: int
-
-    @property
-    def num_labels(self) -> int:
-        """Outputs of the head: 1 for regression."""
-        return 1 if self.classes is None else self.classes if isinstance(self.classes, int) else len(self.classes)
-
-
-def prepare(
-    recipe: Recipe, *, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
-) -> Prepared:
-    """Read, check and tokenise a recipe's data. Needs the tokenizer and the configuration, not the weights."""
-    table = read_table(recipe.data, split=recipe.split, limit=recipe.max_examples)
-    held: Table | None = None
-    if recipe.eval_data is not None:
-        held = read_table(recipe.eval_data, split=recipe.eval_split, limit=recipe.max_examples)
-    elif recipe.eval_fraction:
-        table, held = split_table(table, fraction=recipe.eval_fraction, seed=recipe.seed)
-    tokenizer = tokenizer or models.load_tokenizer(recipe.model)
-    max_length = _max_length(recipe, model.config if model is not None else _load_config(recipe.model), tokenizer)
-    layout = detect(table, recipe, chat=bool(tokenizer.chat_template))
-    classes = find_classes(table, layout.columns["label"], recipe) if layout.name == "sentences" else None
-    options = {"max_length": max_length, "labels": classes}
-    train = encode(table, layout, tokenizer, recipe, **options)
-    held_out = encode(held, layout, tokenizer, recipe, **options) if held is not None else None
-    for name, encoded in (("training", train), ("held-out", held_out)):
-        if encoded is not None and encoded.truncated:
-            log.warning("%d of %d %s rows were cut to %d tokens", encoded.truncated, len(encoded), name, max_length)
-        if encoded is not None and encoded.dropped:
-            log.warning("%d %s rows had no answer left to learn and are left out", encoded.dropped, name)
-        if encoded is not None and encoded.unmarked:
-            log.warning("%d answers bear no loss: the chat template rewrites earlier turns", encoded.unmarked)
-    return Prepared(recipe, tokenizer, layout, table.columns, train, held_out, classes, max_length)
-
-
-def load_base(prepared: Prepared) -> PreTrainedModel:
-    """The base model with the head that the task needs; a new head depends on the seed alone."""
-    from transformers import set_seed
-
-    recipe = prepared.recipe
-    dtype = "bfloat16" if recipe.bf16 else "float32"
-    set_seed(recipe.seed)
-    if recipe.task == "causal":
-        return models.load_causal(recipe.model, dtype=dtype)
-    return models.load_encoder(recipe.model, num_labels=prepared.num_labels, dtype=dtype)
-
-
 def run(
     recipe: Recipe,
     *,
@@ -133,7 +71,7 @@ def run(
     if recipe.tensorboard and not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
         raise RecipeError("tensorboard: true needs the package: pip install tensorboard")
     prepared = prepare(recipe, model=model, tokenizer=tokenizer)
-    use_cpu = _use_cpu(model)
+    on_cpu = use_cpu(model)
     base_model = model if model is not None else load_base(prepared)
     check_head(prepared, base_model)
 
@@ -143,7 +81,7 @@ def run(
     check_output(recipe.output, recipe)
 
     with borrowed(base_model), padding(prepared.tokenizer, base_model):
-        return _train(prepared, base_model, use_cpu=use_cpu, progress=progress, start=start)
+        return _train(prepared, base_model, use_cpu=on_cpu, progress=progress, start=start)
 
 
 def _train(
@@ -218,16 +156,6 @@ def figures(result: TrainResult) -> dict[str, Any]:
     return vars(result) | {"adapter": str(result.adapter), "metrics": dict(result.metrics)}
 
 
-def check_head(prepared: Prepared, model: PreTrainedModel) -> None:
-    """Has a loaded classifier as many outputs as there are classes?"""
-    outputs = getattr(model.config, "num_labels", None)
-    if prepared.recipe.task != "causal" and outputs != prepared.num_labels:
-        raise RecipeError(
-            f"the model has {outputs} outputs, the data {prepared.num_labels} classes: "
-            f"load it with num_labels={prepared.num_labels}"
-        )
-
-
 def _checkpoint(recipe: Recipe, same: Mapping[str, Any]) -> Path | None:
     """Where to go on from, checked; without `resume`, what an earlier run left is cleared away."""
     from .checkpoints import check_same, clear, last_complete
@@ -243,46 +171,3 @@ def _checkpoint(recipe: Recipe, same: Mapping[str, Any]) -> Path | None:
         log.warning("starting over: %s of an unfinished run is deleted (resume: true would continue it)", found)
     clear(recipe.run_dir)
     return None
-
-
-def _load_config(name: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(models.resolve(name))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name} cannot be loaded: {error}") from error
-
-
-def _max_length(recipe: Recipe, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens a row at most: the recipe's, within what the model has positions for."""
-    text = config.get_text_config()
-    limits = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
-    limits.append(tokenizer.model_max_length)  # "none" is written as a huge number
-    context = min((limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**8), default=10**8)
-    if recipe.max_length is not None and recipe.max_length > context:
-        raise RecipeError(f"max_length {recipe.max_length} exceeds the {context} tokens that {recipe.model} can read")
-    return recipe.max_length or context
-
-
-def _use_cpu(model: PreTrainedModel | None) -> bool:
-    """A model that was handed in stays on its device; others go where there is a GPU."""
-    import torch
-
-    return model.device.type == "cpu" if model is not None else not torch.cuda.is_available()
-
-
-@contextmanager
-def padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Iterator[None]:
-    """A padding token for the length of a run, the end token where there is none of its own."""
-    before = tokenizer.pad_token
-    if before is None:
-        if tokenizer.eos_token is None:
-            raise RecipeError("the tokenizer has neither a padding nor an end token")
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    try:
-        yield
-    finally:
-        tokenizer.pad_token = before

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 import shutil
 import tempfile
@@ -25,10 +24,10 @@ from .. import expression, models, store
 from ..adapter import Adapter
 from ..engine.request import Chunk, Completion, Request
 from ..errors import AdapterError, ExpressionError, RequestError, RoadkitError
+from ..files import replaced_directory
 from . import loading, register
-from .params import sampling_params, to_chunk
-
-log = logging.getLogger("roadkit.vllm")
+from .params import sampling_params
+from .stream import VllmStream
 
 
 class AsyncVllmEngine:
@@ -148,7 +147,9 @@ class AsyncVllmEngine:
                 lora_request = await self._load(expression.parse(request.adapter, self._sources))
                 self._users[lora_request.lora_path] += 1
                 await self._evict()
-        stream = VllmStream(self, f"roadkit-{next(self._ids)}", token_ids, parameters, lora_request)
+        stream = VllmStream(
+            self.llm, f"roadkit-{next(self._ids)}", token_ids, parameters, lora_request, ended=self._forget
+        )
         self._streams[stream.id] = stream
         return stream
 
@@ -196,14 +197,17 @@ class AsyncVllmEngine:
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
+    def _forget(self, stream: VllmStream) -> None:
+        self._streams.pop(stream.id, None)
+        if stream.lora_request is not None:
+            self._users[stream.lora_request.lora_path] -= 1
+
     def _copy(self, source: Adapter | str | os.PathLike) -> loading.Source:
         """Read an adapter once, validate it, and keep its two files under the content's name."""
         config, weights = store.serialize(source) if isinstance(source, Adapter) else store.read(source)
         adapter = store.parse(config, weights, origin=str(source))
         target = self.folder / adapter.content_hash[:32]
         if not target.is_dir():
-            from ..files import replaced_directory
-
             with replaced_directory(target) as folder:
                 (folder / store.CONFIG).write_bytes(config)
                 (folder / store.WEIGHTS).write_bytes(weights)
@@ -265,61 +269,3 @@ class AsyncVllmEngine:
                 f"together at most {self.max_context} fit the context"
             )
         return token_ids
-
-
-class VllmStream:
-    """A submitted request: iterate over its chunks, wait for its `result`, or `cancel` it."""
-
-    def __init__(
-        self, engine: AsyncVllmEngine, stream_id: str, token_ids: list[int], parameters: Any, lora_request: Any
-    ):
-        self.id = stream_id
-        self._engine, self._lora_request = engine, lora_request
-        self._chunks: asyncio.Queue[Chunk] = asyncio.Queue()
-        self._pieces: list[Chunk] = []
-        self._task = asyncio.create_task(self._pump(token_ids, parameters))
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        while True:
-            chunk = await self._chunks.get()
-            yield chunk
-            if chunk.completion is not None:
-                self._chunks.put_nowait(chunk)  # whoever asks later gets the end again
-                return
-
-    async def result(self) -> Completion:
-        """Wait for the whole answer."""
-        async for chunk in self:
-            if chunk.completion is not None:
-                return chunk.completion
-        raise AssertionError("a stream ended without its completion")
-
-    async def cancel(self) -> None:
-        """Stop the request; it ends with finish_reason 'cancelled'. No effect once it has finished."""
-        if not self._task.done():
-            await self._engine.llm.abort(self.id)
-
-    async def _pump(self, token_ids: list[int], parameters: Any) -> None:
-        try:
-            async for output in self._engine.llm.generate(
-                {"prompt_token_ids": token_ids}, parameters, self.id, lora_request=self._lora_request
-            ):
-                chunk = to_chunk(output, self._pieces, parameters)
-                self._pieces.append(chunk)
-                self._chunks.put_nowait(chunk)
-        except Exception as error:  # vLLM refused it, or its engine is gone
-            log.warning("request %s failed: %s", self.id, error)
-            self._end("error", error=f"{type(error).__name__}: {error}")
-        finally:
-            if not self._pieces or self._pieces[-1].completion is None:
-                self._end("cancelled")
-            self._engine._streams.pop(self.id, None)
-            if self._lora_request is not None:
-                self._engine._users[self._lora_request.lora_path] -= 1
-
-    def _end(self, reason: Any, *, error: str | None = None) -> None:
-        text = "".join(piece.text for piece in self._pieces)
-        tokens = [token for piece in self._pieces for token in piece.token_ids]
-        chunk = Chunk("", (), (), Completion(text=text, token_ids=tokens, finish_reason=reason, error=error))
-        self._pieces.append(chunk)
-        self._chunks.put_nowait(chunk)
