@@ -171,8 +171,12 @@ def tiny_tokenizer():
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    text = "the quick brown fox jumps over the lazy dog while thousands of adapters turn pairs of outputs in one batch "
+    text = (
+        "the quick brown fox jumps over the lazy dog while thousands of adapters turn pairs of outputs in one batch, "
+        "every request answered as if it were alone; angles and scales are learned, composed, inverted and merged for their users. "
+    )
     tokenizer.train_from_iterator([text * 4], trainer)
+    assert tokenizer.get_vocab_size() == 384
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

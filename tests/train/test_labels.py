@@ -37,16 +37,17 @@ def label_recipe(bert_folder, write_rows, tmp_path):
     return make
 
 
-def test_classification_trains_rotations_and_head(label_recipe, bert_folder):
-    result = run(label_recipe(max_steps=40, learning_rate=5e-2, eval_fraction=0.3))
-    assert result.metrics["loss"] < 0.5
-    assert {"eval_loss", "eval_accuracy", "eval_f1", "eval_matthews"} <= result.metrics.keys()
+def test_classification_trains_rotations_and_head(label_recipe, bert_folder, write_rows):
+    seen = write_rows(ROWS, "seen.jsonl")
+    result = run(label_recipe(max_steps=50, learning_rate=5e-2, eval_data=seen))
+    assert result.metrics["eval_accuracy"] == result.metrics["eval_f1"] == result.metrics["eval_matthews"] == 1
     adapter = rk.Adapter.load(result.adapter)
     assert adapter.heads["classifier"]["weight"].shape == (2, 64)
     model, tokenizer = models.load_encoder(bert_folder, num_labels=2), models.load_tokenizer(bert_folder)
-    batch = tokenizer(["good ", "good "], ["bad", "fine"], padding=True, return_tensors="pt")
+    pairs = [[row[name] for row in ROWS] for name in ("sentence1", "sentence2")]
+    batch = tokenizer(*pairs, padding=True, return_tensors="pt")
     with torch.no_grad(), rk.attached(model, adapter):
-        assert model(**batch).logits.argmax(-1).tolist() == [0, 1]
+        assert model(**batch).logits.argmax(-1).tolist() == [row["label"] for row in ROWS]
 
 
 def test_head_is_the_same_for_the_same_seed(label_recipe, tmp_path):

@@ -66,3 +66,4 @@ def chat(
             if say:
                 raise
             console.print(f"[red]{error}[/red]")
+    client.close()

@@ -25,6 +25,9 @@ class Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(headers=headers, timeout=httpx.Timeout(10, read=600))
 
+    def close(self) -> None:
+        self._http.close()
+
     def models(self) -> list[str]:
         """The base model first, then the adapters."""
         try:
