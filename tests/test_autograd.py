@@ -55,7 +55,7 @@ def compare(h, theta, alpha, g, *, close, **options):
 @pytest.mark.parametrize(("d", "group_size"), [(12, 2), (12, 6), (64, 64), (24, 24)])
 def test_gradcheck_in_float64(variant, d, group_size):
     theta, alpha = parameters(variant, d, dtype=torch.float64)
-    h = torch.randn(3, d, dtype=torch.float64, requires_grad=True)
+    h = torch.randn(2, d, dtype=torch.float64, requires_grad=True)
 
     def function(h, theta, alpha):
         return rotate_trainable(h, theta, alpha, variant=variant, group_size=group_size)
@@ -65,7 +65,7 @@ def test_gradcheck_in_float64(variant, d, group_size):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    ("d", "group_size"), [(12, 2), (70, 2), (12, 6), (64, 8), (128, 32), (192, 64), (84, 28), (96, 96), (2100, 2100)]
+    ("d", "group_size"), [(12, 2), (70, 2), (12, 6), (64, 8), (128, 32), (192, 64), (84, 28), (96, 96), (1100, 1100)]
 )
 def test_equals_plain_autograd(variant, d, group_size, way, close):
     theta, alpha = parameters(variant, d)
@@ -244,8 +244,8 @@ def test_autocast_leaves_the_parameters_in_float32(way, close):
     close(z, plain(linear(x).bfloat16(), theta, alpha, variant="road_1", group_size=8))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_compiles_without_a_graph_break(variant, close):
+def test_compiles_without_a_graph_break(close):
+    variant = "road_4"
     theta, alpha = parameters(variant, 64)
     h, g = torch.randn(9, 64, requires_grad=True), torch.randn(9, 64)
     compiled = torch.compile(rotate_trainable, backend="aot_eager", fullgraph=True)

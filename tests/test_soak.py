@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_engine import VOCAB, assert_greedy, nothing_held
 
 from roadkit import modules
 from roadkit.adapter import Adapter
@@ -18,6 +17,7 @@ from roadkit.engine.engine import Engine
 from roadkit.engine.request import Request
 from roadkit.engine.scheduler import QueueFull
 from roadkit.expression import compose
+from test_engine import VOCAB, assert_greedy, nothing_held
 
 pytestmark = pytest.mark.slow
 

@@ -28,7 +28,7 @@ MAX_NOISE = 1 / 64  # or by so much that the inverse turns the rounding of a 16-
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 _NUMBER = {"road_1": 1, "road_2": 2, "road_4": 4}
 _PARALLEL_FROM = 32768  # elements; below, waking a second thread costs more than it saves
-_BLOCK_ROWS, _MAX_BLOCKS = 64, 64  # rows summed in one go; fixed, so that sums do not depend on the thread count
+_BLOCK_ROWS, _MAX_BLOCKS = 32, 64  # rows summed in one go; fixed, so that sums do not depend on the thread count
 
 
 def rotate_trainable(h: Tensor, theta: Tensor, alpha: Tensor, *, variant: str, group_size: int) -> Tensor:

@@ -63,6 +63,11 @@ def test_regression_reports_correlations(label_recipe):
     assert result.classes is None
 
 
+def test_decoder_classifies_too(label_recipe, llama_folder):
+    result = run(label_recipe(model=llama_folder))
+    assert rk.Adapter.load(result.adapter).heads["score"]["weight"].shape == (2, 64)
+
+
 def test_text_labels_become_classes_in_order(label_recipe):
     rows = [{"text": row["sentence2"], "label": ("yes", "no")[row["label"]]} for row in ROWS]
     result = run(label_recipe(rows, max_steps=1))

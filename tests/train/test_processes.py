@@ -14,8 +14,6 @@ import roadkit as rk
 from roadkit.train import run
 from roadkit.train.recipe import dump_recipe
 
-WORKER = "import sys; from roadkit.train import load_recipe, run; run(load_recipe(sys.argv[1]))"
-
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(make_recipe, questions, tmp_path):
@@ -24,17 +22,17 @@ def test_two_processes_train_as_one_does(make_recipe, questions, tmp_path):
     alone = run(make_recipe(batch_size=4, output=str(tmp_path / "alone"), **changes))
     recipe = make_recipe(batch_size=2, output=str(tmp_path / "together"), **changes)
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-    (tmp_path / "worker.py").write_text(WORKER)
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1", "--master_port=0"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
     command = [sys.executable, *launch, "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
     done = subprocess.run(
-        [*command, str(tmp_path / "worker.py"), str(tmp_path / "recipe.yaml")],
+        [*command, "-m", "roadkit", "train", str(tmp_path / "recipe.yaml")],
         capture_output=True,
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         timeout=400,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("step 3/3  loss") == 1, "one process speaks"
     together = rk.Adapter.load(recipe.output)
     torch.testing.assert_close(together.a, rk.Adapter.load(alone.adapter).a, rtol=1e-5, atol=1e-5)
     assert (Path(recipe.run_dir) / "checkpoint-2" / "complete.json").is_file()

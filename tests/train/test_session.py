@@ -13,7 +13,7 @@ from peft import PeftModel
 
 import roadkit as rk
 from roadkit.errors import RecipeError
-from roadkit.train import run
+from roadkit.train import Recipe, run
 from roadkit.train.checkpoints import complete_checkpoints
 
 
@@ -184,6 +184,31 @@ def test_full_disk_leaves_the_old_adapter(make_recipe, monkeypatch):
         run(recipe)
     assert (Path(recipe.output) / "adapter_model.safetensors").read_bytes() == before
     assert list(Path(recipe.output).parent.glob(".adapter*")) == []
+
+
+def test_full_disk_at_a_checkpoint_keeps_the_earlier_one(make_recipe, monkeypatch):
+    real = torch.save
+
+    def full(value, path, *args, **kwargs):
+        if "checkpoint-3" in str(path):
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+        return real(value, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    recipe = make_recipe(save_steps=1)
+    with pytest.raises(RecipeError, match=r"no checkpoint could be written at step 3: .*the last complete one is .*-2"):
+        run(recipe)
+    monkeypatch.undo()
+    assert run(Recipe(**recipe.model_dump() | {"resume": True})).resumed_from == 2
+
+
+def test_conv1d_layers_train(make_recipe, tiny_gpt2):
+    from .conftest import VOCABULARY, make_tokenizer
+
+    model = tiny_gpt2(vocab_size=VOCABULARY)
+    result = run(make_recipe(max_steps=12), model=model, tokenizer=make_tokenizer())
+    assert result.metrics["loss"] < result.metrics["train_loss"]
+    assert "transformer.h.0.attn.c_attn" in rk.Adapter.load(result.adapter).layout.layers
 
 
 def test_card_tells_what_was_done(make_recipe):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from ..server.client import Client
 
 
 def chat(
@@ -17,6 +21,18 @@ def chat(
     temperature: float = typer.Option(0.0, help="0 is greedy."),
 ) -> None:
     """Chat in the terminal. /model EXPRESSION [| EXPRESSION] changes it, /clear starts afresh, /quit or Ctrl-D ends."""
+    from ..server.client import Client
+
+    client = Client(url, key or os.environ.get("ROADKIT_API_KEY", ""))
+    try:
+        _converse(client, model, say, system=system, max_tokens=max_tokens, temperature=temperature)
+    finally:
+        client.close()
+
+
+def _converse(
+    client: Client, model: list[str], say: list[str], *, system: str, max_tokens: int, temperature: float
+) -> None:
     from rich.columns import Columns
     from rich.console import Console
     from rich.live import Live
@@ -24,16 +40,15 @@ def chat(
     from rich.text import Text
 
     from ..errors import RoadkitError
-    from ..server.client import Client, Talk
+    from ..server.client import Talk
 
     console = Console()
-    client = Client(url, key or os.environ.get("ROADKIT_API_KEY", ""))
 
     def begin(models: list[str]) -> list[Talk]:
         return [Talk(client, name, system=system, max_tokens=max_tokens, temperature=temperature) for name in models]
 
     talks = begin(model[:2] or client.models()[:1])
-    console.print(f"[dim]{' | '.join(talk.model for talk in talks)} on {url}; /model, /clear, /quit[/dim]")
+    console.print(f"[dim]{' | '.join(talk.model for talk in talks)} on {client.url}; /model, /clear, /quit[/dim]")
     lines = iter(say)
     while True:
         try:
@@ -66,4 +81,3 @@ def chat(
             if say:
                 raise
             console.print(f"[red]{error}[/red]")
-    client.close()

@@ -119,11 +119,8 @@ def write_files(path: str | Path, files: Mapping[str, bytes]) -> None:
 
 def write_into(path: str | Path, files: Mapping[str, bytes]) -> None:
     """Write files into a checkpoint, where other files go as well; it is marked when it is complete."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        _write(Path(path), files)
-    except OSError as error:
-        raise RecipeError(f"the checkpoint {path} cannot be written: {error}; earlier ones are untouched") from error
+    Path(path).mkdir(parents=True, exist_ok=True)
+    _write(Path(path), files)
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:

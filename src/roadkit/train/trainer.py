@@ -31,6 +31,7 @@ from ..errors import RecipeError
 from .answers import answer_loss
 from .artifact import adapter_files, load_into, trainable_tensors, write_files, write_into
 from .callbacks import Reporter, Run, StepGuard
+from .checkpoints import last_complete
 from .metrics import classification_metrics, regression_metrics
 
 if TYPE_CHECKING:
@@ -61,6 +62,16 @@ class _RoadkitTrainer(Trainer):
             write_files(folder, files | self.run.extra_files)
         else:
             write_into(folder, files)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            good = last_complete(self.run.recipe.run_dir)
+            kept = f"the last complete one is {good}" if good else "there is no earlier one"
+            raise RecipeError(
+                f"no checkpoint could be written at step {self.state.global_step}: {error}; {kept}"
+            ) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_into(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
