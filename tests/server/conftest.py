@@ -5,6 +5,7 @@ def test_x(server): server.openai.completions.create(model="quick", prompt="the"
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,13 +21,19 @@ TEMPLATE = (
 )
 
 
+def talking(tokenizer):
+    """A copy that has a chat template; the session's own stays without."""
+    copied = copy.deepcopy(tokenizer)
+    copied.chat_template = TEMPLATE
+    return copied
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory, tiny_llama, tiny_tokenizer) -> Path:
     """The tiny Llama with its tokenizer, as a folder that `roadkit serve` loads."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
     tiny_llama(vocab_size=384, max_position_embeddings=1024).save_pretrained(folder)
-    tiny_tokenizer.chat_template = TEMPLATE
-    tiny_tokenizer.save_pretrained(folder)
+    talking(tiny_tokenizer).save_pretrained(folder)
     return folder
 
 
@@ -83,8 +90,7 @@ def local(tiny_llama, tiny_tokenizer):
         *, keys: Sequence[Key] = (), adapters: Sequence[str] = (), max_batch: int = 4, max_queue: int = 64, **settings
     ) -> AsyncIterator:
         model = tiny_llama(vocab_size=384, max_position_embeddings=1024)
-        tiny_tokenizer.chat_template = TEMPLATE
-        engine = Engine(model, tiny_tokenizer, max_batch=max_batch)
+        engine = Engine(model, talking(tiny_tokenizer), max_batch=max_batch)
         backend = EmbeddedEngine(engine, max_queue=max_queue, max_queue_per_tenant=max_queue // 2)
         app = build(Settings(model="tiny", **settings), Keyring(tuple(keys)), backend, adapters=adapters)
         async with app.router.lifespan_context(app):
