@@ -280,15 +280,23 @@ def _rotate_weights(module: nn.Module, a: Tensor, b: Tensor, group_size: int) ->
         rotate_matrix_(bias.unsqueeze(1), a, b, group_size)
 
 
+_MERGE_BLOCK = 1 << 18  # weights turned at a time: they stay in the processor's cache between the five operations
+
+
 def rotate_matrix_(weight: Tensor, a: Tensor, b: Tensor, group_size: int) -> None:
     """W ← R W in place, pairs of rows of W [d, k]: O(d·k), no d×d matrix; float32 inside."""
     groups = weight.unflatten(0, (-1, 2, group_size // 2))  # [groups, 2, g/2, k]
     scale = a.to(weight.device).view(-1, 2, group_size // 2, 1)
     cross = b.to(weight.device).view(-1, 2, group_size // 2, 1)
-    lo, hi = groups[:, 0].float(), groups[:, 1].float()
-    new_lo = torch.addcmul(lo * scale[:, 0], hi, cross[:, 0])
-    groups[:, 1] = torch.addcmul(hi * scale[:, 1], lo, cross[:, 1]).to(weight.dtype)
-    groups[:, 0] = new_lo.to(weight.dtype)
+    for first in range(0, len(groups), step := max(1, _MERGE_BLOCK // groups[0].numel())):
+        part, a_part, b_part = (x[first : first + step] for x in (groups, scale, cross))
+        wide = part if part.dtype == torch.float32 else part.float()
+        lo, hi = wide[:, 0], wide[:, 1]
+        from_lo = lo * b_part[:, 1]
+        lo.mul_(a_part[:, 0]).addcmul_(hi, b_part[:, 0])
+        hi.mul_(a_part[:, 1]).add_(from_lo)
+        if wide is not part:
+            part.copy_(wide)
 
 
 def _check_mergeable(model: nn.Module, modules: dict[str, nn.Module]) -> None:
