@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -103,7 +104,8 @@ class Process:
         """End it; returns the exit code."""
         if self.process.is_alive():
             assert self.process.pid is not None
-            os.kill(self.process.pid, number)
+            with suppress(ProcessLookupError):  # killed a moment ago, and not yet noticed
+                os.kill(self.process.pid, number)
         self.process.join(timeout)
         self.http.close()
         self.openai.close()
