@@ -174,6 +174,18 @@ def test_extreme_scores_stay_finite(offset, spread):
     torch.testing.assert_close(last.double(), expected, rtol=1e-2, atol=2e-2)  # scores of 1e4 have few digits left
 
 
+@pytest.mark.skipif(native.load() is None, reason="no C compiler here")
+def test_weights_are_softmax_to_the_last_digits():
+    """Values that pick out one position each, so that the output is the row of weights itself."""
+    requests = Requests([64], 1, 1, 64)
+    requests.q[0], requests.v[0] = torch.eye(64)[:, None] * 8, torch.eye(64)[:, None]
+    requests.k[0] = torch.linspace(-12, 12, 64 * 64)[torch.randperm(64 * 64)].view(64, 1, 64)
+    requests.run({0: 63})
+    requests.run({0: 1})
+    expected = plain(requests.q[0], requests.k[0], requests.v[0])[-1:]
+    torch.testing.assert_close(requests.outputs[0][-1].double(), expected, rtol=3e-6, atol=1e-30)
+
+
 # ---- which models -----------------------------------------------------------------------------------------------
 
 

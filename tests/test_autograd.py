@@ -159,6 +159,46 @@ def test_a_later_change_in_place_is_noticed(way):
         loss.backward()
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reusing_the_input_changes_nothing_but_memory(variant, dtype, way, close):
+    theta, alpha = parameters(variant, 64, spread=0.1)
+    x, g = torch.randn(90, 64, dtype=dtype, requires_grad=True), torch.randn(90, 64, dtype=dtype)
+
+    def after_a_layer(x, theta, alpha, **options):
+        return rotate_trainable(x * 2, theta, alpha, variant=variant, group_size=16, **options)
+
+    plain_z = gradients(after_a_layer, x, theta, alpha, g)
+    reused = gradients(after_a_layer, x, theta, alpha, g, reuse=True)
+    assert all(torch.equal(one, other) for one, other in zip(plain_z, reused, strict=True))
+    h = x * 2
+    z = rotate_trainable(h, theta, alpha, variant=variant, group_size=16, reuse=True)
+    assert (z.data_ptr() == h.data_ptr()) == (way == "native")
+    with torch.no_grad():
+        h = x * 2
+        z = rotate_trainable(h, theta, alpha, variant=variant, group_size=16, reuse=True)
+        close(z, plain_z[0])
+
+
+@pytest.mark.parametrize("case", ["needed by the gradient", "a leaf", "a view", "not contiguous"])
+def test_an_input_that_must_stay_is_not_reused(case, way, close):
+    theta, alpha = parameters("road_2", 64)
+    if case == "needed by the gradient":
+        with torch.no_grad():
+            alpha[3] = 0
+    x = torch.randn(20, 64, requires_grad=True)
+    h = {"a leaf": lambda: x, "a view": lambda: (x * 2).view(2, 10, 64), "not contiguous": lambda: (x.t() * 2).t()}
+    h = h.get(case, lambda: x * 2)()
+    before = h.detach().clone()
+    z = rotate_trainable(h, theta, alpha, variant="road_2", group_size=16, reuse=True)
+    assert torch.equal(h, before)
+    g = torch.randn_like(z)
+    ours = torch.autograd.grad(z, (x, theta, alpha), g, retain_graph=True)
+    theirs = torch.autograd.grad(plain(h, theta, alpha, variant="road_2", group_size=16), (x, theta, alpha), g)
+    for one, other in zip(ours, theirs, strict=True):
+        close(one / 10, other / 10)
+
+
 def test_non_contiguous_input_and_gradient(way, close):
     theta, alpha = parameters("road_4", 64)
     h = torch.randn(64, 6, 5).permute(1, 2, 0).requires_grad_()
@@ -285,7 +325,8 @@ def test_both_ways_agree_on_what_to_keep():
         torch.manual_seed(seed)
         theta, alpha = parameters("road_2", 8, spread=0.6)
         h = torch.randn(2, 8)
-        ways = [way(h, theta.detach(), alpha.detach(), "road_2", 8, True) for way in _WAYS]
+        options = {"variant": "road_2", "group_size": 8, "trains": True, "reuse": False}
+        ways = [way(h, theta.detach(), alpha.detach(), **options) for way in _WAYS]
         assert ways[0][1] == ways[1][1], seed
 
 

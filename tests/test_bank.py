@@ -207,6 +207,9 @@ def test_rows_in_use_are_never_evicted(model):
     adapters = {name: small(i) for i, name in enumerate("abcd")}
     bank, x = Bank(model, adapters, slots=2), torch.randn(2, 6)
     held = bank.acquire(bank.parse("a"))
+    for name in "bcd":  # `a` is the least recently used all the while
+        with bank.rows([name]):
+            assert bank.resident()[held.key] == held.slot
     for name in "bcdbcd":
         with bank.rows([name, "a"]):
             torch.testing.assert_close(model["q"](x)[1], rotated_row(model, adapters["a"], x, 1))

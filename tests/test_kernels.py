@@ -188,11 +188,14 @@ def test_not_a_number_stays_in_its_row(backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_infinities_and_rounding_are_torchs(backend, dtype):
-    h = torch.tensor([[torch.inf, 1.0, -torch.inf, 2.0, torch.nan, 3.0, 60000.0, 1e-7]]).to(dtype)
-    a, b = torch.full((1, 8), 2.5), torch.zeros(1, 8)
-    actual = rotate_rows(h, torch.zeros(1, dtype=torch.int64), a, b, 2)
-    expected = rotate_rows_loop(h, torch.zeros(1, dtype=torch.int64), a, b.unsqueeze(0), (2,))
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+    """Without the second term there is one product and one rounding, so both sides must agree to the last bit."""
+    h = torch.randn(40, 1000).to(dtype)
+    h[0, :6] = torch.tensor([torch.inf, -torch.inf, torch.nan, 60000.0, 1e-7, -0.0])
+    a, b, rows = torch.randn(1, 1000), torch.zeros(1, 1000), torch.zeros(40, dtype=torch.int64)
+    a[0, 3] = 2.0
+    h[0, 500:506] = 0  # the partners of the special values: 0 times infinity is not a number
+    expected = (a * h.float() + 0 * h.float().roll(500, dims=-1)).to(dtype)
+    torch.testing.assert_close(rotate_rows(h, rows, a, b, 1000), expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_gradient_reaches_h(backend):

@@ -1,6 +1,7 @@
 """roadkit's layer inside PEFT: the same numbers and files as PEFT's own RoAd layer, and more kinds of base layers."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -144,6 +145,34 @@ def test_a_layer_that_is_not_linear_is_refused():
 def test_a_width_that_the_group_size_does_not_divide_is_refused(group_size):
     with pytest.raises(ValueError, match=rf"must be divisible by group_size \({group_size}\)"):
         get_peft_model(nn.Sequential(nn.Linear(10, 30)), RoadConfig(target_modules=["0"], group_size=group_size))
+
+
+def test_the_base_layer_can_be_watched(tiny_llama, ids):
+    """Its output may be overwritten only where nobody looks."""
+    model = soften(get_peft_model(tiny_llama(), road()))
+    layer, seen, inputs = layers(model)[0], [], []
+    model(input_ids=ids)
+    handles = [layer.base_layer.register_forward_hook(lambda module, args, output: seen.append(output))]
+    handles += [layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))]
+    model(input_ids=ids)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(seen[0], layer.base_layer(inputs[0]))
+
+
+def test_selective_checkpointing_may_keep_the_base_layers_outputs(tiny_llama, ids, close):
+    from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+    layer = layers(soften(get_peft_model(tiny_llama(), road())))[0]
+    x = torch.randn(3, 64, requires_grad=True)
+
+    def policy(context, operator, *args, **kwargs):
+        keep = operator == torch.ops.aten.mm.default
+        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    actual = torch.autograd.grad(checkpoint(layer, x, use_reentrant=False, context_fn=contexts).square().sum(), x)
+    close(actual[0], torch.autograd.grad(layer(x).square().sum(), x)[0])
 
 
 # ---- several adapters -------------------------------------------------------------------------------------------

@@ -83,12 +83,16 @@ def step(scheduler: Scheduler, token: int = 1) -> list[tuple[Sequence, int]]:
     return batch
 
 
-def run(scheduler: Scheduler, limit: int = 1000) -> int:
-    for count in range(limit):
-        if not scheduler.running and not scheduler.waiting:
-            return count
+def until(scheduler: Scheduler, reached) -> None:
+    for _ in range(1000):
+        if reached():
+            return
         step(scheduler)
-    raise AssertionError(f"{len(scheduler.running)} running and {len(scheduler.waiting)} waiting after {limit} steps")
+    raise AssertionError(f"{len(scheduler.running)} running and {len(scheduler.waiting)} waiting after 1,000 steps")
+
+
+def run(scheduler: Scheduler) -> None:
+    until(scheduler, lambda: not scheduler.running and not scheduler.waiting)
 
 
 # ---- any order of events ----------------------------------------------------------------------------------------
@@ -234,7 +238,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestSchedulerMachine.settings = settings(
+    max_examples=60, stateful_step_count=30, deadline=None, report_multiple_bugs=False
+)
 
 
 # ---- the rules one by one ---------------------------------------------------------------------------------------
@@ -291,8 +297,7 @@ def test_youngest_gives_way_when_pages_run_out_and_keeps_its_words():
     old, young = request(range(30), max_tokens=40), request(range(100, 130), "a", max_tokens=10)
     scheduler.submit(old)
     scheduler.submit(young)
-    while young in scheduler.running or not young.num_generated:
-        step(scheduler)
+    until(scheduler, lambda: young.num_generated and young in scheduler.waiting)
     assert scheduler.running == [old]
     assert list(scheduler.waiting) == [young]
     words = young.token_ids[30:]
@@ -308,8 +313,7 @@ def test_preempted_request_goes_before_those_that_came_later():
     old, young, late = request(range(30), max_tokens=40), request(range(100, 130), max_tokens=10), request([1])
     for sequence in (old, young, late):
         scheduler.submit(sequence)
-    while young in scheduler.running or not young.num_generated:
-        step(scheduler)
+    until(scheduler, lambda: young.num_generated and young in scheduler.waiting)
     assert list(scheduler.waiting)[0] is young
 
 

@@ -474,6 +474,22 @@ def test_reader_never_mixes_two_versions(tmp_path, monkeypatch):
     assert Adapter.load(tmp_path / "a") == old
 
 
+def test_reader_tries_again_where_the_directory_went_away_meanwhile(tmp_path, monkeypatch):
+    adapter().save(tmp_path / "a")
+    read, attempts = store._read_file, []
+
+    def unlucky(path, name):
+        attempts.append(name)
+        if len(attempts) == 2:
+            adapter("road_2").save(tmp_path / "a")
+            raise FileNotFoundError(name)
+        return read(path, name)
+
+    monkeypatch.setattr(store, "_read_file", unlucky)
+    assert Adapter.load(tmp_path / "a") == adapter("road_2")
+    assert attempts == [CONFIG, WEIGHTS] * 2
+
+
 SAVER = """
 import itertools, sys
 from roadkit import store

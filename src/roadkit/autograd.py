@@ -31,11 +31,14 @@ _PARALLEL_FROM = 32768  # elements; below, waking a second thread costs more tha
 _BLOCK_ROWS, _MAX_BLOCKS = 32, 64  # rows summed in one go; fixed, so that sums do not depend on the thread count
 
 
-def rotate_trainable(h: Tensor, theta: Tensor, alpha: Tensor, *, variant: str, group_size: int) -> Tensor:
+def rotate_trainable(
+    h: Tensor, theta: Tensor, alpha: Tensor, *, variant: str, group_size: int, reuse: bool = False
+) -> Tensor:
     """`z = a ⊙ h + b ⊙ swap(h)` with (a, b) = `lower(variant, θ, α)`, differentiable once in h, θ and α.
 
     h             [..., d], any float dtype; z has its dtype, the arithmetic is float32 (float64 for float64)
     theta, alpha  [num_parameters(variant, d)] in PEFT's layout, any float dtype; their gradients have it too
+    reuse         h is nobody else's: z may take its memory, which spares a third of the traffic
 
     Under `torch.compile` it is plain torch operations, which the compiler fuses and differentiates itself.
     """
@@ -44,7 +47,8 @@ def rotate_trainable(h: Tensor, theta: Tensor, alpha: Tensor, *, variant: str, g
         return rotate(h, *lower(variant, theta, alpha, group_size), group_size)
     _check(h, theta, alpha, variant, group_size)
     trains = torch.is_grad_enabled() and (theta.requires_grad or alpha.requires_grad)
-    return _Rotate.apply(h, theta, alpha, variant, group_size, trains)
+    reuse = reuse and h.is_contiguous() and not h._is_view() and not (h.is_leaf and h.requires_grad)
+    return _Rotate.apply(h, theta, alpha, variant, group_size, trains, reuse)
 
 
 def _check(h: Tensor, theta: Tensor, alpha: Tensor, variant: str, group_size: int) -> None:
@@ -66,12 +70,16 @@ def _parameter_shape(variant: str, d: int, group_size: int) -> tuple[int]:
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h: Tensor, theta: Tensor, alpha: Tensor, variant: str, group_size: int, trains: bool) -> Tensor:
+    def forward(ctx, h: Tensor, theta: Tensor, alpha: Tensor, variant: str, group_size: int, trains: bool, reuse: bool):
         theta, alpha = theta.contiguous(), alpha.contiguous()
         ctx.native = _is_native(h, theta, alpha)
         ctx.variant, ctx.group_size = variant, group_size
         forward = _forward_native if ctx.native else _forward_torch
-        z, ctx.from_output = forward(h, theta, alpha, variant, group_size, trains)
+        z, ctx.from_output = forward(
+            h, theta, alpha, variant=variant, group_size=group_size, trains=trains, reuse=reuse
+        )
+        if z is h:
+            ctx.mark_dirty(h)
         ctx.save_for_backward((z if ctx.from_output else h) if trains else None, theta, alpha)
         return z
 
@@ -84,7 +92,7 @@ class _Rotate(torch.autograd.Function):
             g, kept, theta, alpha, variant=ctx.variant, group_size=ctx.group_size,
             from_output=ctx.from_output, needs_dh=ctx.needs_input_grad[0],
         )  # fmt: skip
-        return dh, d_theta, d_alpha, None, None, None
+        return dh, d_theta, d_alpha, None, None, None, None
 
 
 @functools.cache
@@ -95,7 +103,7 @@ def _condition_limit(dtype: torch.dtype) -> float:
 # ---- plain torch: other devices, float64, machines without a compiler --------------------------------------------
 
 
-def _forward_torch(h, theta, alpha, variant, group_size, trains):
+def _forward_torch(h, theta, alpha, *, variant, group_size, trains, reuse):
     a, b = lower(variant, theta, alpha, group_size)
     z = _rotate(h, a, b, group_size)
     if not trains:
@@ -154,15 +162,18 @@ def _is_native(h: Tensor, theta: Tensor, alpha: Tensor) -> bool:
     return plain and theta.dtype == alpha.dtype == torch.float32
 
 
-def _forward_native(h, theta, alpha, variant, group_size, trains):
-    h = h.contiguous()
-    z, (n, d) = torch.empty_like(h), _rows(h)
+def _forward_native(h, theta, alpha, *, variant, group_size, trains, reuse):
+    h = h if h.is_contiguous() else h.contiguous()
+    z, (n, d) = h if reuse else torch.empty_like(h), _rows(h)
     result = _functions()[h.dtype][0](
-        h.data_ptr(), z.data_ptr(), theta.data_ptr(), alpha.data_ptr(), n, d, group_size, _NUMBER[variant],
+        h.data_ptr(), z.data_ptr(), theta.data_ptr(), alpha.data_ptr(), n, d, group_size, _NUMBER[variant], trains,
         _condition_limit(h.dtype), MIN_SCALE, _num_threads(h),
     )  # fmt: skip
     if result < 0:
         raise MemoryError(f"no memory to rotate {list(h.shape)}")
+    if reuse and trains and not result:  # h was left alone, because the gradient needs it
+        options = {"variant": variant, "group_size": group_size, "trains": trains}
+        return _forward_native(h, theta, alpha, **options, reuse=False)
     return z, result > 0
 
 

@@ -125,7 +125,7 @@ def _bind_training(library: ctypes.CDLL) -> ctypes.CDLL:
     number = ctypes.c_int
     for dtype in ("f32", "bf16", "f16"):
         forward, backward = getattr(library, f"rk_forward_{dtype}"), getattr(library, f"rk_backward_{dtype}")
-        forward.argtypes = [pointer] * 4 + [size] * 3 + [number] + [ctypes.c_float] * 2 + [number]
+        forward.argtypes = [pointer] * 4 + [size] * 3 + [number] * 2 + [ctypes.c_float] * 2 + [number]
         backward.argtypes = [pointer] * 7 + [size] * 3 + [number] * 2 + [size, number]
         forward.restype = backward.restype = number
     return library

@@ -22,6 +22,8 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.road import RoadLayer, RoadModel
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .autograd import rotate_trainable
 from .errors import AdapterError, AlgebraError, ModelError
@@ -80,6 +82,7 @@ class RoadLinear(nn.Module, RoadLayer):
                 f"the base layer ({_storage_of(self)} weights) passes no gradient back to its input, so the layers "
                 "before it would silently not train; quantise the weights alone, not the activations"
             )
+        reuse = _is_ours_alone(self.base_layer)
         for name in self.active_adapters:
             if name in self.road_theta:
                 h = rotate_trainable(
@@ -88,7 +91,9 @@ class RoadLinear(nn.Module, RoadLayer):
                     self.road_alpha[name],
                     variant=self.variant[name],
                     group_size=self.group_size[name],
+                    reuse=reuse,
                 )
+                reuse = False  # the backward pass of the first adapter may hold its output
         return h
 
     def _check_names(self, x: Tensor, names: list[str]) -> None:
@@ -272,6 +277,13 @@ def _storage_of(layer: RoadLinear) -> str:
     if not isinstance(weight, Tensor):
         return type(layer.get_base_layer()).__name__
     return str(weight.dtype).removeprefix("torch.") if type(weight.data) is Tensor else type(weight.data).__name__
+
+
+def _is_ours_alone(layer: nn.Module) -> bool:
+    """May this layer's output be overwritten? A plain linear forgets it; a hook, wrapper or dispatch mode may not."""
+    watched = layer._forward_hooks or global_hooks._global_forward_hooks or "forward" in vars(layer)
+    plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
+    return plain and not watched and not is_in_torch_dispatch_mode()
 
 
 def _innermost(module: nn.Module) -> nn.Module:

@@ -176,8 +176,9 @@ static inline void pass_span(const float *g, const float *x, float *out, const f
 }
 
 // g, x, out [n, d] contiguous; a, b [d]; sums [num_blocks, 2, d], of which the first block returns s and t, or NULL.
-// theta, alpha and their gradients [variant * d / 2]; limit and scale as `lower` has them; returns what it returns, and
-// both return -1 where there is no memory for the vectors. d_theta == NULL: only dh.
+// theta, alpha and their gradients [variant * d / 2]; limit and scale as `lower` has them, whose result is returned;
+// -1: there is no memory for the vectors. z may be h; with needs_h it is left alone unless it could be recomputed.
+// d_theta == NULL: only dh.
 #define DEFINE(T)                                                                                                     \
     static void pass_##T(const T *g, const T *x, T *out, const float *a, const float *b, float *sums, ptrdiff_t n,    \
                          ptrdiff_t d, ptrdiff_t group, ptrdiff_t num_blocks, int num_threads) {                       \
@@ -215,11 +216,12 @@ static inline void pass_span(const float *g, const float *x, float *out, const f
     }                                                                                                                 \
                                                                                                                       \
     int rk_forward_##T(const T *h, T *z, const float *theta, const float *alpha, ptrdiff_t n, ptrdiff_t d,            \
-                       ptrdiff_t group, int variant, float limit, float scale, int num_threads) {                     \
+                       ptrdiff_t group, int variant, int needs_h, float limit, float scale, int num_threads) {        \
         float *lowered = malloc(3 * d * sizeof(float));                                                               \
         if (!lowered) return -1;                                                                                      \
         const int invertible = lower(theta, alpha, lowered, d, group, variant, limit, scale);                         \
-        pass_##T(h, NULL, z, lowered, lowered + d, NULL, n, d, group, n, num_threads);                                \
+        if (z != h || invertible || !needs_h)                                                                         \
+            pass_##T(h, NULL, z, lowered, lowered + d, NULL, n, d, group, n, num_threads);                            \
         free(lowered);                                                                                                \
         return invertible;                                                                                            \
     }                                                                                                                 \

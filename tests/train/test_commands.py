@@ -41,6 +41,15 @@ def test_train_then_eval_print_json_last(app, recipe_file):
     assert rows["tuned"]["loss"] == pytest.approx(facts["metrics"]["eval_loss"], rel=1e-4)
 
 
+def test_many_prints_every_adapter(app, make_recipe, write_rows, tmp_path):
+    rows = [{"adapter": f"a{i % 2}", "prompt": f"{i}", "completion": "x"} for i in range(6)]
+    path = tmp_path / "many.yaml"
+    path.write_text(dump_recipe(make_recipe(data=write_rows(rows), output=str(tmp_path / "out"), max_steps=2)))
+    done = CliRunner().invoke(app, ["train", str(path), "--many", "--json"], catch_exceptions=False)
+    assert json.loads(done.stdout.splitlines()[-1])["adapters"].keys() == {"a0", "a1"}
+    assert "a1: 2 steps, loss" in done.stderr
+
+
 def test_dry_run_shows_and_writes_nothing(app, recipe_file, make_recipe):
     shown = CliRunner().invoke(app, ["train", recipe_file, "--dry-run"], catch_exceptions=False)
     assert "«it is" in shown.stdout

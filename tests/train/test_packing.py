@@ -8,7 +8,7 @@ import torch
 from roadkit.errors import RecipeError
 from roadkit.train import run
 from roadkit.train.answers import answer_loss, pad_batch
-from roadkit.train.trainer import _GroupedByLength
+from roadkit.train.trainer import GroupedByLength
 
 ROWS = [
     {"input_ids": [3, 9, 8, 7, 6], "labels": [-100, -100, 8, 7, 6]},
@@ -47,7 +47,7 @@ def test_packing_is_refused_where_rows_see_each_other(make_recipe, monkeypatch):
 
 def test_grouped_order_depends_on_seed_and_epoch_alone():
     lengths = [(7 * i) % 50 for i in range(200)]
-    sampler = _GroupedByLength(4, lengths, seed=1)
+    sampler = GroupedByLength(4, lengths, seed=1)
     first = list(sampler)
     torch.rand(5)
     assert list(sampler) == first

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from roadkit.errors import RecipeError
@@ -118,3 +120,13 @@ def test_contradictions_are_explained(changes, message):
 def test_dump_is_read_back(write):
     recipe = Recipe(**NEEDED, lora={"r": 4}, target_modules=["q_proj"], columns={"prompt": "question"})
     assert load_recipe(write(dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_shipped_recipes_are_valid(path):
+    recipe = load_recipe(path)
+    assert recipe.has_eval
+    if recipe.task == "causal":
+        assert Path(recipe.data).is_file()

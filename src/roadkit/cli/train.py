@@ -15,6 +15,9 @@ def train(
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Show rendered rows, lengths, sizes and the time; train nothing."
     ),
+    many: bool = typer.Option(
+        False, "--many", help="An adapter for every name in the data's column `adapter`, in one run."
+    ),
     json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line."),
 ) -> None:
     """Train an adapter as the recipe says."""
@@ -36,13 +39,24 @@ def train(
         found = preview(loaded)
         console.print(found)
         facts = vars(found)
+    elif many:
+        from ..train.many import run_many
+        from ..train.session import figures
+
+        with display(console, Path(loaded.output).name) as show:
+            made = run_many(loaded, progress=show)
+        for result in made.adapters.values():
+            console.print(f"{result.adapter}: {result.steps} steps, loss {result.metrics['loss']:.4f}", soft_wrap=True)
+        for name, problem in made.failed.items():
+            console.print(f"[red]{name} failed[/red]: {problem}", soft_wrap=True)
+        facts = vars(made) | {"adapters": {name: figures(result) for name, result in made.adapters.items()}}
     else:
         from ..train.session import figures, run
 
         with display(console, Path(loaded.output).name) as show:
             result = run(loaded, progress=show)
         values = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
-        console.print(f"{result.adapter}: {result.steps} steps in {clock(result.seconds)}, {values}")
+        console.print(f"{result.adapter}: {result.steps} steps in {clock(result.seconds)}, {values}", soft_wrap=True)
         facts = figures(result)
     if json and is_first:
         print(jsonlib.dumps(facts, ensure_ascii=False))

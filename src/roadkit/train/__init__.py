@@ -13,10 +13,12 @@ _HOMES = {
     "Recipe": "recipe",
     "Report": "progress",
     "TrainResult": "session",
+    "ManyResult": "many",
     "load_pair": "pair",
     "load_recipe": "recipe",
     "preview": "dryrun",
     "run": "session",
+    "run_many": "many",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
@@ -24,6 +26,8 @@ __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 if TYPE_CHECKING:
     from .dryrun import Preview as Preview
     from .dryrun import preview as preview
+    from .many import ManyResult as ManyResult
+    from .many import run_many as run_many
     from .pair import load_pair as load_pair
     from .progress import Report as Report
     from .recipe import LoraOptions as LoraOptions

@@ -34,7 +34,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {  # in the order in which they are tried
     "sentences": ("sentence1", "label"),
 }
 OPTIONAL = {"alpaca": ("input",), "sentences": ("sentence2",)}
-ROLES = sorted({role for roles in (*REQUIRED.values(), *OPTIONAL.values()) for role in roles})
+ROLES = sorted({"adapter", *(role for roles in (*REQUIRED.values(), *OPTIONAL.values()) for role in roles)})
 SENTENCE_NAMES = ("sentence1", "sentence", "text")
 SHAREGPT_ROLES = {
     "human": "user",

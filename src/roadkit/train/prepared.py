@@ -48,10 +48,18 @@ class Prepared:
 
 
 def prepare(
-    recipe: Recipe, *, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    recipe: Recipe,
+    *,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    table: Table | None = None,
 ) -> Prepared:
-    """Read, check and tokenise a recipe's data. Needs the tokenizer and the configuration, not the weights."""
-    table = read_table(recipe.data, split=recipe.split, limit=recipe.max_examples)
+    """Read, check and tokenise a recipe's data. Needs the tokenizer and the configuration, not the weights.
+
+    table    the training rows, where they have been read already
+    """
+    if table is None:
+        table = read_table(recipe.data, split=recipe.split, limit=recipe.max_examples)
     held: Table | None = None
     if recipe.eval_data is not None:
         held = read_table(recipe.eval_data, split=recipe.eval_split, limit=recipe.max_examples)

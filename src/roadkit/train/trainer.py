@@ -84,7 +84,7 @@ class _RoadkitTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         data = self.train_dataset if train_dataset is None else train_dataset
         lengths = [len(ids) for ids in data["input_ids"]]  # type: ignore[index]
-        return _GroupedByLength(self._train_batch_size * self.args.gradient_accumulation_steps, lengths, self.args.seed)
+        return GroupedByLength(self._train_batch_size * self.args.gradient_accumulation_steps, lengths, self.args.seed)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card is written with the adapter; the libraries' own would go into every checkpoint."""
@@ -93,7 +93,7 @@ class _RoadkitTrainer(Trainer):
         """TRL reports to its makers that a run began. roadkit sends nothing."""
 
 
-class _GroupedByLength(LengthGroupedSampler):
+class GroupedByLength(LengthGroupedSampler):
     """Its order depends on seed and epoch alone, not on random numbers drawn before: a resumed run sees the same."""
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int):

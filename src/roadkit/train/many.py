@@ -1,0 +1,232 @@
+"""Many adapters in one run: a data set with a column `adapter`, one frozen base, an adapter out for every name in it.
+
+    result = run_many(Recipe(model="smollm2", data="customers.jsonl", output="adapters"))
+    result.adapters["acme"].metrics["loss"]          # adapters/acme is a PEFT directory
+
+Every pass of the base carries rows of many adapters, each rotated by its own. An adapter's loss is the mean over its
+own tokens; its optimiser, its schedule and the order of its rows are its own. So it ends where a run of its own would,
+whatever the others do; and one whose loss stops being a number leaves without the others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from .. import models
+from ..adapter import Base
+from ..autograd import rotate_trainable
+from ..errors import RecipeError
+from .answers import answer_logits, pad_batch
+from .artifact import check_output
+from .data import read_table
+from .prepared import Prepared, load_base, padding, prepare, use_cpu
+from .progress import Progress, Report
+from .recipe import Recipe
+from .session import TrainResult
+from .student import Student, enrol
+from .tuned import borrowed, target_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_TOKENS = 4096  # of one pass, padding included; where a step has more it takes several, to the same gradients
+ONE_BY_ONE = (  # keys of a recipe that need a run for each adapter
+    "lora", "modules_to_save", "packing", "eval_data", "eval_fraction", "best", "save_steps", "resume", "tensorboard",
+)  # fmt: skip
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]*")
+
+
+@dataclass(frozen=True)
+class ManyResult:
+    """What a run with many adapters made: a `TrainResult` for each name, and why the missing ones are missing.
+
+    steps of the longest adapter; seconds of this call; tokens of all adapters, padding not counted
+    """
+
+    adapters: Mapping[str, TrainResult]
+    failed: Mapping[str, str]
+    steps: int
+    seconds: float
+    tokens: int
+
+
+def run_many(
+    recipe: Recipe,
+    *,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    progress: Progress | None = None,
+) -> ManyResult:
+    """Train an adapter for every name in the data's `adapter` column (`columns: {adapter: customer}` renames it).
+
+    Each step gives every adapter that is not done `batch_size` rows of its own. Adapters go to `recipe.output`/name.
+    model, tokenizer    already loaded (both or none); afterwards the model is as it was before
+
+    Raises `RecipeError` as `run` does, for a name that is none, for options that need a run each, and where no adapter
+    came through.
+    """
+    start = time.perf_counter()
+    _check(recipe, model, tokenizer)
+    tokenizer = tokenizer or models.load_tokenizer(recipe.model)
+    prepared = _prepare_each(recipe, model, tokenizer)
+    base_model = model if model is not None else load_base(prepared[0])
+    if not use_cpu(model):
+        nn.Module.cuda(base_model)
+    with borrowed(base_model), padding(tokenizer, base_model):
+        return _train(prepared, base_model, progress=progress, start=start)
+
+
+def _check(recipe: Recipe, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    if (model is None) != (tokenizer is None):
+        raise RecipeError("give model and tokenizer together, or neither")
+    defaults = Recipe(model="", data="", output="")
+    asked = [key for key in ONE_BY_ONE if getattr(recipe, key) != getattr(defaults, key)]
+    if asked or recipe.task != "causal":
+        what = ", ".join(asked) or f"task {recipe.task}"
+        raise RecipeError(f"many adapters in one run: {what} needs a run for each adapter")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError("many adapters in one run: one process trains them, several are not supported")
+
+
+def _prepare_each(recipe: Recipe, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase) -> list[Prepared]:
+    """The table cut by adapter, each part prepared as for a run of its own."""
+    table = read_table(recipe.data, split=recipe.split, limit=recipe.max_examples)
+    column = recipe.columns.get("adapter", "adapter")
+    parts: dict[str, list[int]] = {}
+    for i in range(len(table)):
+        name = table.text(i, column)
+        if not NAME.fullmatch(name):
+            raise RecipeError(f"{table.where(i)}, column {column!r}: {name[:60]!r} is no adapter's name")
+        parts.setdefault(name, []).append(i)
+    prepared = []
+    for name, indices in parts.items():
+        own = Recipe(**recipe.model_dump() | {"output": str(Path(recipe.output) / name)})
+        check_output(own.output, own)
+        prepared.append(prepare(own, model=model, tokenizer=tokenizer, table=table.take(indices)))
+    return prepared
+
+
+def _train(
+    prepared: Sequence[Prepared], base_model: PreTrainedModel, *, progress: Progress | None, start: float
+) -> ManyResult:
+    recipe = prepared[0].recipe
+    base = Base(models.canonical_name(recipe.model), models.config_fingerprint(base_model.config))
+    layers = target_layers(base_model, recipe)
+    base_model.requires_grad_(False).train()
+    if recipe.gradient_checkpointing:
+        base_model.gradient_checkpointing_enable({"use_reentrant": False})
+    active = [enrol(part, layers, base_model.device) for part in prepared]
+    num_steps = max(student.num_steps for student in active)
+    done: dict[str, TrainResult] = {}
+    failed: dict[str, str] = {}
+    step, tokens = 0, 0
+    clock = time.perf_counter()
+    with _rotated(layers, recipe) as blocks:
+        while active:
+            step += 1
+            before = sum(student.tokens for student in active)
+            _gradients(active, base_model, blocks, recipe)
+            tokens += sum(student.tokens for student in active) - before
+            losses = [student.losses[-1] for student in active]
+            rate = max(student.optimizer.param_groups[0]["lr"] for student in active)
+            for student in list(active):
+                problem = student.advance()
+                if problem:
+                    failed[student.name] = problem
+                elif len(student.losses) == student.num_steps:
+                    done[student.name] = student.graduate(base, time.perf_counter() - start)
+                if problem or student.name in done:
+                    active.remove(student)
+            if progress:
+                elapsed = time.perf_counter() - clock
+                progress(
+                    Report(
+                        step=step,
+                        num_steps=num_steps,
+                        loss=sum(losses) / len(losses),  # of the adapters that took this step
+                        learning_rate=rate,
+                        tokens_per_second=tokens / elapsed,
+                        seconds_left=elapsed / step * (num_steps - step),
+                    )
+                )
+    if not done:
+        raise RecipeError("no adapter came through: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
+    return ManyResult(done, failed, step, round(time.perf_counter() - start, 3), tokens)
+
+
+Blocks = list[tuple[Student, int]]  # whose rows, and how many; in the order of the batch
+
+
+@contextmanager
+def _rotated(layers: Mapping[str, nn.Module], recipe: Recipe) -> Iterator[Blocks]:
+    """Each row of a pass is rotated by its own adapter, as the yielded blocks say when the pass is made."""
+    blocks: Blocks = []
+
+    def hook_of(name: str):
+        def rotate(module: nn.Module, args: tuple[Any, ...], h: Tensor) -> Tensor:
+            per_row, rest = divmod(len(h), sum(rows for _, rows in blocks))
+            assert not rest, f"{name}: {len(h)} rows come out, {blocks} went in"
+            parts = h.split([rows * per_row for _, rows in blocks])  # some models join rows and tokens in one dimension
+            turned = [
+                rotate_trainable(part, *student.parameters[name], variant=recipe.variant, group_size=recipe.group_size)
+                for part, (student, _) in zip(parts, blocks, strict=True)
+            ]
+            return torch.cat(turned) if len(turned) > 1 else turned[0]
+
+        return rotate
+
+    handles = [layer.register_forward_hook(hook_of(name)) for name, layer in layers.items()]
+    try:
+        yield blocks
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _gradients(active: Sequence[Student], base_model: PreTrainedModel, blocks: Blocks, recipe: Recipe) -> None:
+    """Forward and backward of every adapter's next rows, in as few passes as `MAX_TOKENS` allows."""
+    drawn = [(student, next(student.batches)) for student in active]
+    for group in _passes(drawn):
+        blocks[:] = [(student, len(rows)) for student, rows in group]
+        rows = [row for _, own in group for row in own]
+        pad_token_id = group[0][0].prepared.tokenizer.pad_token_id
+        batch = {key: value.to(base_model.device) for key, value in pad_batch(rows, pad_token_id).items()}  # type: ignore[arg-type]
+        bears = [sum(label != -100 for label in row["labels"][1:]) for row in rows]
+        with torch.autocast(base_model.device.type, torch.bfloat16, enabled=recipe.bf16):
+            logits, targets = answer_logits(base_model, batch)
+        losses = cross_entropy(logits, targets, reduction="none")  # [loss-bearing tokens], row after row
+        at, first, total = 0, 0, losses.new_zeros(())
+        for student, own in group:
+            count = sum(bears[first : first + len(own)])
+            loss = losses[at : at + count].mean()
+            total = total + loss
+            student.losses.append(float(loss.detach()))
+            student.tokens += sum(len(row["input_ids"]) for row in own)
+            at, first = at + count, first + len(own)
+        total.backward()
+
+
+def _passes(drawn: Sequence[tuple[Student, list]]) -> Iterator[list[tuple[Student, list]]]:
+    """Adapters of like width together, each pass within `MAX_TOKENS` (one adapter at least)."""
+
+    def width(item: tuple[Student, list]) -> int:
+        return max(len(row["input_ids"]) for row in item[1])
+
+    group: list[tuple[Student, list]] = []
+    for item in sorted(drawn, key=width):
+        if group and sum(len(rows) for _, rows in [*group, item]) * width(item) > MAX_TOKENS:
+            yield group
+            group = []
+        group.append(item)
+    yield group
