@@ -275,7 +275,7 @@ DEFINE_LINEAR(f32)
 DEFINE_LINEAR(bf16)
 DEFINE_LINEAR(i8)
 
-// ---- paged attention ------------------------------------------------------------------------------------------
+// ---- rotary embedding, gating, paged attention ------------------------------------------------------------------------------------------
 
 static inline vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 
@@ -294,6 +294,38 @@ static inline vec exp_lanes(vec x) {  // relative error below 2e-7 for x <= 0; u
     p = p * r * r + r + 1.0f;
     const ivec bits = (whole + 127) << 23;
     return choose(low, (vec){0}, p * (vec)bits);
+}
+
+// x [tokens, heads, head_dim] turned in place by cos and sin [tokens, head_dim], transformers' halves
+void rk_rope(float *restrict x, const float *restrict cosine, const float *restrict sine, ptrdiff_t num_tokens,
+             ptrdiff_t num_heads, ptrdiff_t head_dim) {
+    const ptrdiff_t half = head_dim / 2;
+    for (ptrdiff_t i = 0; i < num_tokens; i++, cosine += head_dim, sine += head_dim)
+        for (ptrdiff_t h = 0; h < num_heads; h++, x += head_dim)
+            for (ptrdiff_t j = 0; j < half; j++) {
+                const float low = x[j], high = x[j + half];
+                x[j] = low * cosine[j] - high * sine[j];
+                x[j + half] = high * cosine[j + half] + low * sine[j + half];
+            }
+}
+
+static inline vec silu_lanes(vec x) {
+    const ivec negative = x < 0.0f;
+    const vec e = exp_lanes(choose(negative, x, -x));
+    return x * choose(negative, e, (vec){0} + 1.0f) / (e + 1.0f);
+}
+
+// out = silu(gate) * up, each of n elements
+void rk_silu_multiply(const float *restrict gate, const float *restrict up, float *restrict out, ptrdiff_t n,
+                      int num_threads) {
+    const ptrdiff_t whole = n / LANES;
+    _Pragma("omp parallel for schedule(static) num_threads(num_threads) if (num_threads > 1)")
+    for (ptrdiff_t i = 0; i < whole; i++)
+        *(vec *)(out + i * LANES) = silu_lanes(*(const vec *)(gate + i * LANES)) * *(const vec *)(up + i * LANES);
+    vec last = {0};
+    for (ptrdiff_t i = whole * LANES; i < n; i++) last[i - whole * LANES] = gate[i];
+    last = silu_lanes(last);
+    for (ptrdiff_t i = whole * LANES; i < n; i++) out[i] = last[i - whole * LANES] * up[i];
 }
 
 // Store one token's key and value. Keys are kept transposed, [head_dim, PAGE], so that scores need no horizontal sums.

@@ -112,6 +112,10 @@ def _bind_kernels(library: ctypes.CDLL) -> ctypes.CDLL:
         linear.restype = size
     library.rk_rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_float]
     library.rk_rms_norm.restype = None
+    library.rk_rope.argtypes = [pointer] * 3 + [size] * 3
+    library.rk_rope.restype = None
+    library.rk_silu_multiply.argtypes = [pointer] * 3 + [size, ctypes.c_int]
+    library.rk_silu_multiply.restype = None
     library.rk_store.argtypes = [pointer] * 5 + [size] * 5
     library.rk_store.restype = None
     library.rk_attend.argtypes = (

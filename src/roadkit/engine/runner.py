@@ -18,6 +18,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .attention import Span, install
 from .bank import IDENTITY, Bank, BankLayer
+from .blocks import fuse_blocks
 from .cache import PagedCache
 from .norms import fuse_norms
 from .packed import Weights, pack
@@ -45,9 +46,9 @@ class Runner:
         self.model, self.cache = model.eval(), cache
         self.attention = install(model, cache)
         self.decode: StaticDecode | None = None
+        fused = fuse_norms(model) + fuse_blocks(model) if model.dtype is torch.float32 else 0
         self.packed = pack(model, weights=weights) if cache.device.type == "cpu" else {}
-        num_norms = fuse_norms(model) if model.dtype is torch.float32 else 0
-        log.info("%d linear layers are packed for the fused kernel, %d norms fused", len(self.packed), num_norms)
+        log.info("%d linear layers are packed for the fused kernel, %d other parts fused", len(self.packed), fused)
 
     def bind(self, layer: BankLayer) -> Callable[[], None]:
         """Let the bank rotate a layer: inside the fused kernel where it is packed, by a forward hook elsewhere."""
