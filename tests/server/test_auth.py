@@ -248,8 +248,10 @@ def test_metrics_labels_are_bounded():
     from roadkit.server.metrics import MAX_LABELS, Metrics
 
     metrics = Metrics()
-    seen = {metrics._bounded("adapter", f"a{i}") for i in range(10 * MAX_LABELS)}
-    assert len(seen) == MAX_LABELS + 1 and "(other)" in seen
+    seen = {metrics.bounded("t", f"a{i}") for i in range(10 * MAX_LABELS)}
+    assert len(seen) == MAX_LABELS + 1 and ("t", "(other)") in seen
+    tenants = {metrics.bounded(f"t{i}", "a")[0] for i in range(10 * MAX_LABELS)}
+    assert len(tenants) == MAX_LABELS and "(other)" in tenants
 
 
 def test_key_names_are_unique():
