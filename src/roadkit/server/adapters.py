@@ -128,16 +128,9 @@ def router(service: Service) -> APIRouter:
             raise _unknown(name)
         if entry.origin == "folder" or service.registry is None:
             raise ApiError(409, f"{name!r} comes from a folder that the server watches; remove it there")
-        registry = service.registry
-
-        def forget() -> None:
-            registry.remove(entry)
-            service.catalog.remove(entry)
-            service.residents.unpin(entry)
-
         async with service.changing:
             with _storage():
-                await service.change(forget)
+                await service.change(partial(service.forget, entry))
         return {"id": name, "object": "adapter", "deleted": True}
 
     return routes
@@ -159,18 +152,10 @@ def describe(entry: Entry) -> dict[str, Any]:
 async def _activate(
     service: Service, tenant: str, name: str, config: bytes, weights: bytes, *, public: bool, pinned: bool
 ) -> JSONResponse:
-    """Validate, write, make current. What was validated is what is hashed, written and loaded."""
-    registry = service.registry
-    if registry is None:
+    """Keep an adapter and make it current."""
+    if service.registry is None:
         raise ApiError(400, "this server keeps no uploads: it was started without --registry")
-
-    def keep() -> Entry:
-        service.residents.validate(config, weights, origin=name)
-        entry = registry.put(tenant, name, config, weights, public=public, pinned=pinned)
-        service.catalog.put(entry)
-        service.residents.pin(entry)
-        return entry
-
+    keep = partial(service.keep, tenant, name, config, weights, public=public, pinned=pinned)
     async with service.changing:
         with _storage():
             entry = await service.change(keep)

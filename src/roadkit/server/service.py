@@ -86,6 +86,24 @@ class Service:
             self._meters[key.name] = Meter(key.quota)
         return self._meters[key.name]
 
+    def keep(
+        self, tenant: str, name: str, config: bytes, weights: bytes, *, public: bool = False, pinned: bool = False
+    ) -> Entry:
+        """Validate, write, make current: what was validated is what is hashed, written and loaded. One at a time."""
+        assert self.registry is not None, "no registry to keep an upload in"
+        self.residents.validate(config, weights, origin=name)
+        entry = self.registry.put(tenant, name, config, weights, public=public, pinned=pinned)
+        self.catalog.put(entry)
+        self.residents.pin(entry)
+        return entry
+
+    def forget(self, entry: Entry) -> None:
+        """Delete an upload. Requests that use it finish."""
+        assert self.registry is not None, "no registry to delete from"
+        self.registry.remove(entry)
+        self.catalog.remove(entry)
+        self.residents.unpin(entry)
+
     def is_base(self, model: str) -> bool:
         return model == self.settings.model
 
