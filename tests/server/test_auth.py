@@ -8,7 +8,9 @@ import pytest
 
 from roadkit.errors import RoadkitError
 from roadkit.server.auth import Key, Keyring, new_key
+from roadkit.server.generation import Generation
 from roadkit.server.launch import check_exposure
+from roadkit.server.schema import CompletionRequest
 from roadkit.server.settings import Limits, Quota
 
 from .process import parts
@@ -134,6 +136,29 @@ def test_rates_are_limited(local, quota, models, refused):
             assert answer.status_code == 429 and refused in answer.json()["error"]["message"]
             assert int(answer.headers["retry-after"]) >= 1
             assert (await http.post("/v1/completions", json=BODY, headers=heads["zeta"])).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_tokens_that_nobody_waited_for_count(local):
+    """A client that leaves before the last chunk has used what was generated for it."""
+    heads, kept = keys(tokens_per_minute=50)
+
+    async def run():
+        async with local(keys=kept) as (service, http):
+            caller = service.keyring.caller(heads["acme"]["Authorization"])
+            body = CompletionRequest(model="tiny", prompt="the", max_tokens=900, stream=True, ignore_eos=True)
+            generation = await Generation.begin(service, caller, body, ["the"], max_tokens=900, logprobs=None)
+            read = 0
+            async for _ in generation.events():
+                read += 1
+                if read == 60:
+                    break
+            generation.close()
+            while service.jobs:
+                await asyncio.sleep(0.01)
+            answer = await http.post("/v1/completions", json=BODY, headers=heads["acme"])
+            assert answer.status_code == 429 and "tokens per minute" in answer.text
 
     asyncio.run(run())
 
