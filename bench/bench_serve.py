@@ -1,12 +1,7 @@
-"""The server beside the engine called directly, and 64 adapters beside one under open-loop load."""
+"""The server beside the engine called directly, 64 adapters beside one, cold adapters, and a thousand under load."""
 
 import asyncio
-import contextlib
-import json
-import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,58 +9,41 @@ from pathlib import Path
 from bench_load import random_adapter
 from bench_mixed import over, prompts
 from harness import summary
+from serve_churn import churn
+from serve_client import ask, open_loop, served
 
 from roadkit import models
 from roadkit.engine.engine import Engine
 from roadkit.engine.request import Request
 
-BATCH, TOKENS, ADAPTERS = 16, 32, 64
+BATCH, TOKENS, ADAPTERS, COLD = 16, 32, 64, 24
 
 
-def run(rounds: int = 3, seconds: float = 20.0, load: float = 0.6) -> dict:
+def run(rounds: int = 3, seconds: float = 20.0, load: float = 0.6, adapters: int = 1000, count: int = 10_000) -> dict:
     """Ratios are medians over rounds, both sides in each. `load`: arrivals as a share of the measured throughput."""
     base = models.load_causal("smollm2")
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(ADAPTERS):
-            random_adapter(base, seed=i).save(Path(folder) / f"a{i}")
-        paths = {f"a{i}": str(Path(folder) / f"a{i}") for i in range(ADAPTERS)}
-        engine = Engine(base, models.load_tokenizer("smollm2"), adapters=paths, max_batch=BATCH)
-        with served(folder) as port:
-            return {**idle(engine, port), **throughput(engine, port, rounds), **popularity(port, rounds, seconds, load)}
-
-
-@contextlib.contextmanager
-def served(folder: str):
-    """`roadkit serve` in a process of its own; yields its port."""
-    arguments = ("serve", "smollm2", "--adapters", folder, "--port", "0", "--max-batch", str(BATCH))
-    server = subprocess.Popen([sys.executable, "-m", "roadkit", *arguments], stdout=subprocess.PIPE, text=True)
-    try:
-        port = int(server.stdout.readline().rsplit(":", 1)[1].split("/")[0])
-        yield port
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-async def ask(port: int, prompt: str, model: str, tokens: int) -> tuple[float, float, int]:
-    """One streamed request over a connection of its own: seconds to the first token, to the end, and tokens."""
-    fields = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-    data = json.dumps({**fields, "stream": True, "stream_options": {"include_usage": True}}).encode()
-    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    start, first, counted = time.perf_counter(), 0.0, 0
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-    async for line in reader:
-        if line.startswith(b"data: {"):
-            event = json.loads(line[6:])
-            assert "error" not in event, event
-            if not first:
-                first = time.perf_counter() - start
-            if event.get("usage"):
-                counted = event["usage"]["completion_tokens"]
-    writer.close()
-    assert counted == tokens, f"{counted} tokens of {tokens}"
-    return first, time.perf_counter() - start, counted
+        names = [*(f"a{i}" for i in range(ADAPTERS)), *(f"c{i}" for i in range(2 * COLD * rounds))]
+        for i, name in enumerate(names):
+            random_adapter(base, seed=i).save(Path(folder) / name)
+        engine = Engine(
+            base,
+            models.load_tokenizer("smollm2"),
+            adapters={name: str(Path(folder) / name) for name in names[:ADAPTERS]},
+            max_batch=BATCH,
+        )
+        resident = str(len(names))  # cold is what nobody asked for yet
+        with served(*("smollm2", "--adapters", folder, "--max-batch", str(BATCH), "--max-resident", resident)) as (
+            port,
+            _,
+        ):
+            figures = {
+                **idle(engine, port),
+                **throughput(engine, port, rounds),
+                **popularity(port, rounds, seconds, load),
+                **cold(port, rounds),
+            }
+    return {**figures, "churn": churn(adapters=adapters, count=count)}
 
 
 def idle(engine: Engine, port: int, count: int = 20) -> dict:
@@ -108,12 +86,12 @@ def throughput(engine: Engine, port: int, rounds: int) -> dict:
 
 def popularity(port: int, rounds: int, seconds: float, load: float) -> dict:
     """The same arrivals with one adapter and with 64 of zipf popularity: throughput and the slowest percent."""
-    full = asyncio.run(capacity(port))
-    rate = load * full / TOKENS
+    rate = load * asyncio.run(capacity(port)) / TOKENS
     rows: dict[str, dict[str, list[float]]] = {}
     for i in range(rounds):
         for name, count in (("one_adapter", 1), ("many_adapters", ADAPTERS)):
-            figures = asyncio.run(open_loop(port, count, rate, seconds, seed=i))
+            names = [f"a{k}" for k in range(count)]
+            figures = asyncio.run(open_loop(port, names, prompts(64), rate, seconds, TOKENS, seed=i))
             for key, value in figures.items():
                 rows.setdefault(key, {}).setdefault(name, []).append(value)
     return {
@@ -131,21 +109,34 @@ async def capacity(port: int) -> float:
     return BATCH * TOKENS / (time.perf_counter() - start)
 
 
-async def open_loop(port: int, adapters: int, rate: float, seconds: float, seed: int) -> dict[str, float]:
-    """Poisson arrivals that do not wait for answers; adapter k with probability ∝ 1/k."""
-    draw, start, tasks = random.Random(seed), time.perf_counter(), []
-    names = [f"a{i}" for i in range(adapters)]
-    weights, texts = [1 / (i + 1) for i in range(adapters)], prompts(64)
-    due = 0.0
-    while due < seconds:
-        await asyncio.sleep(max(0.0, start + due - time.perf_counter()))
-        text = f"{texts[len(tasks) % 64]} {seed} {len(tasks)}"
-        tasks.append(asyncio.ensure_future(ask(port, text, draw.choices(names, weights)[0], TOKENS)))
-        due += draw.expovariate(rate)
-    answers = await asyncio.gather(*tasks)
-    per_token = sorted(1000 * (whole - first) / (count - 1) for first, whole, count in answers)
+def cold(port: int, rounds: int) -> dict:
+    """An adapter's first request beside its second, alone and beside running requests, whose own pace is compared."""
+    alone: dict[str, list[float]] = {"cold": [], "warm": []}
+    beside: dict[str, list[float]] = {"cold": [], "warm": []}
+    asyncio.run(ask(port, prompts(1)[0], "a0", 1))
+    for i in range(rounds):
+        first = 2 * COLD * i
+        for k in range(first, first + COLD):
+            for kind in alone:
+                alone[kind].append(1000 * asyncio.run(ask(port, f"{prompts(1)[0]} {k} {kind}", f"c{k}", 1))[0])
+        newcomers = [f"c{k}" for k in range(first + COLD, first + 2 * COLD)]
+        for kind in beside:  # the same arrivals twice: they are cold the first time
+            beside[kind].append(asyncio.run(interrupted(port, newcomers, f"{kind} {i}")))
+    added = statistics.median(a - b for a, b in zip(alone["cold"], alone["warm"], strict=True))
     return {
-        "open_loop_tokens_per_second": sum(count for *_, count in answers) / (time.perf_counter() - start),
-        "p99_ms_per_token": per_token[int(0.99 * (len(per_token) - 1))],
-        "median_first_token_ms": statistics.median(1000 * first for first, *_ in answers),
+        "cold_adapter_first_token_ms": {kind: summary(values) for kind, values in alone.items()},
+        "cold_adds_ms": round(added, 2),
+        "others_ms_per_token": {kind: summary(values) for kind, values in beside.items()},
+        "others_cold_over_warm": over(beside, "cold", "warm"),
     }
+
+
+async def interrupted(port: int, newcomers: list[str], salt: str) -> float:
+    """Milliseconds a token of four running requests, while newcomers of one token each arrive one after the other."""
+    running = [asyncio.ensure_future(ask(port, f"{text} {salt}", f"a{i}", 160)) for i, text in enumerate(prompts(4))]
+    await asyncio.sleep(0.5)
+    for name in newcomers:
+        await ask(port, f"{prompts(1)[0]} {salt} {name}", name, 1)
+        await asyncio.sleep(0.05)
+    done = await asyncio.gather(*running)
+    return statistics.median(1000 * (whole - first) / (count - 1) for first, whole, count in done)

@@ -8,7 +8,9 @@ import pytest
 
 from roadkit.errors import RoadkitError
 from roadkit.server.auth import Key, Keyring, new_key
+from roadkit.server.generation import Generation
 from roadkit.server.launch import check_exposure
+from roadkit.server.schema import CompletionRequest
 from roadkit.server.settings import Limits, Quota
 
 from .process import parts
@@ -138,6 +140,29 @@ def test_rates_are_limited(local, quota, models, refused):
     asyncio.run(run())
 
 
+def test_tokens_that_nobody_waited_for_count(local):
+    """A client that leaves before the last chunk has used what was generated for it."""
+    heads, kept = keys(tokens_per_minute=50)
+
+    async def run():
+        async with local(keys=kept) as (service, http):
+            caller = service.keyring.caller(heads["acme"]["Authorization"])
+            body = CompletionRequest(model="tiny", prompt="the", max_tokens=900, stream=True, ignore_eos=True)
+            generation = await Generation.begin(service, caller, body, ["the"], max_tokens=900, logprobs=None)
+            read = 0
+            async for _ in generation.events():
+                read += 1
+                if read == 60:
+                    break
+            generation.close()
+            while service.jobs:
+                await asyncio.sleep(0.01)
+            answer = await http.post("/v1/completions", json=BODY, headers=heads["acme"])
+            assert answer.status_code == 429 and "tokens per minute" in answer.text
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("quota", "word"), [({"concurrency": 1}, "answers running"), ({"live_expressions": 1}, "different models")]
 )
@@ -248,8 +273,10 @@ def test_metrics_labels_are_bounded():
     from roadkit.server.metrics import MAX_LABELS, Metrics
 
     metrics = Metrics()
-    seen = {metrics._bounded("adapter", f"a{i}") for i in range(10 * MAX_LABELS)}
-    assert len(seen) == MAX_LABELS + 1 and "(other)" in seen
+    seen = {metrics.bounded("t", f"a{i}") for i in range(10 * MAX_LABELS)}
+    assert len(seen) == MAX_LABELS + 1 and ("t", "(other)") in seen
+    tenants = {metrics.bounded(f"t{i}", "a")[0] for i in range(10 * MAX_LABELS)}
+    assert len(tenants) == MAX_LABELS and "(other)" in tenants
 
 
 def test_key_names_are_unique():

@@ -9,10 +9,12 @@ import time
 import httpx
 import pytest
 
+from roadkit.expression import Term
 from roadkit.server.generation import Generation
+from roadkit.server.quota import Bucket
 from roadkit.server.schema import CompletionRequest
 
-from .process import eventually
+from .process import eventually, parts
 
 BODY = {"model": "tiny", "prompt": "the quick", "max_tokens": 4, "temperature": 0}
 
@@ -198,3 +200,127 @@ def test_logs_hold_neither_prompts_nor_keys(server):
     server.http.get("/v1/secret-path-of-someone")
     text = server.log.read_text()
     assert '"route": "/v1/completions"' in text and "secret" not in text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"model": "tiny", "prompt": "a", "\\ud800": 1}',
+        json.dumps({**BODY, "prompt": [{}] * 300_000}).encode(),
+        json.dumps({**BODY} | {f"x{i}": 1 for i in range(200_000)}).encode(),
+        b'{"model": "tiny", "prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"schema": '
+        + b'{"a":' * 940
+        + b"1"
+        + b"}" * 940
+        + b"}}}",
+    ],
+    ids=["surrogate", "mistakes", "fields", "nested"],
+)
+def test_costly_mistakes_are_cheap(server, content):
+    """A million mistakes are told by the first: listing them all would hold the event loop, and so everybody."""
+    response = post(server, content)
+    assert response.status_code == 400 and len(response.content) < 5000
+
+
+@pytest.mark.parametrize("charset", ["unicode_escape", "utf-7", "idna", "punycode", "zip", "nonsense"])
+def test_uploads_in_odd_encodings_are_the_clients_mistake(server, charset):
+    part = b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    body = part % (b"name", b"", b"\\ud800+2AA-")
+    for field in (b"config", b"weights"):
+        body += part % (field, b'; filename="f"', b"{}")
+    kind = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
+    assert server.http.post("/v1/adapters", content=body + b"--x--\r\n", headers=kind).status_code == 400
+
+
+@pytest.mark.parametrize("host", ["localhost@evil.example", "localhost:80@evil.example", "localhost:x", "", "[::1"])
+def test_malformed_hosts_are_refused(server, host):
+    assert server.http.get("/v1/models", headers={"Host": host}).status_code in (400, 403)
+
+
+def test_a_clock_that_goes_back_changes_nothing(local, made, tmp_path, monkeypatch):
+    async def run():
+        async with local(registry=tmp_path, request_seconds=20) as (_, http):
+            now = time.time()
+            monkeypatch.setattr("time.time", lambda: now - 86_400 * 365)
+            assert (await http.post("/v1/adapters", data={"name": "x"}, files=parts(made(1)))).status_code == 201
+            first = await http.post("/v1/completions", json={**BODY, "model": "x"})
+            monkeypatch.setattr("time.time", lambda: -1.0)
+            assert (await http.post("/v1/adapters", data={"name": "x"}, files=parts(made(2)))).status_code == 201
+            second = await http.post("/v1/completions", json={**BODY, "model": "x"})
+            assert first.status_code == second.status_code == 200
+            assert first.json()["choices"][0]["text"] != second.json()["choices"][0]["text"]
+
+    asyncio.run(run())
+
+
+def test_a_bucket_outlives_a_clock_that_goes_back(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    bucket = Bucket(per_minute=60)
+    bucket.take(61)
+    now = 0.0
+    assert bucket.wait() == pytest.approx(2)
+    now = 3.0
+    assert bucket.wait() == 0
+
+
+def test_sigkill_during_generation_leaves_a_server_that_starts_again(start, made, tmp_path):
+    registry = str(tmp_path / "registry")
+    server = start("--registry", registry)
+    assert server.upload("kept", made(3)).status_code == 201
+    expected = server.answer("kept")
+    body = {**BODY, "model": "kept", "max_tokens": 900, "ignore_eos": True, "stream": True}
+    with server.http.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        server.kill()
+        with pytest.raises(httpx.TransportError):
+            list(lines)
+    server.stop()
+    server = start("--registry", registry)
+    assert server.answer("kept") == expected and server.stop() == 0
+
+
+def test_an_adapter_told_in_the_last_moment_is_there_for_its_request(local, made):
+    """The engine's thread looks at its inbox, then takes a job: what came between the two looks counts."""
+
+    async def run():
+        async with local(adapters=[f"late={made(4)}"]) as (service, http):
+            backend = service.backend
+            pop, told = backend._queue.pop, []
+
+            def slow():
+                job = pop()
+                if job is not None and not told:
+                    told.append(job)  # as if load had come after the look at the inbox, and before this
+                    backend.load("x1", service.residents.validate(*parts(made(5)).values(), origin="x1"))
+                    job.prepared.terms = (Term("x1", 1.0),)
+                return job
+
+            backend._queue.pop = slow
+            answer = await http.post("/v1/completions", json={**BODY, "model": "late"})
+            assert answer.status_code == 200, answer.text
+
+    asyncio.run(run())
+
+
+def test_no_fault_puts_prompts_or_keys_into_the_log(server):
+    """What goes wrong is logged by its kind, never with what the client sent."""
+    secret = "sesame-open"
+    keys = {"Authorization": f"Bearer rk-{secret}"}
+    for body in (
+        {**BODY, "prompt": secret, "temperature": "hot"},
+        {**BODY, "prompt": secret, "stop": secret, "max_tokens": 3, "stream": True},
+        {**BODY, "prompt": secret, secret: 1},
+        {**BODY, "model": secret},
+        {**BODY, "prompt": secret, "response_format": {"type": "json_object"}, "max_tokens": 2},
+    ):
+        server.http.post("/v1/completions", json=body, headers=keys)
+    chat = {"model": "quick", "messages": [{"role": "user", "content": secret}], "max_tokens": 2}
+    server.http.post("/v1/chat/completions", json=chat, headers=keys)
+    server.http.post("/v1/chat/completions", json={**chat, "messages": [{"role": secret, "content": secret}]})
+    server.http.post("/v1/adapters", data={"name": secret}, files={"config": secret, "weights": secret}, headers=keys)
+    server.http.post("/v1/adapters", json={"name": "x", "source": f"s3://{secret}/x"}, headers=keys)
+    server.http.request(secret.upper(), "/v1/models", headers={"X-Request-Id": f"{secret} {secret}", **keys})
+    server.http.get(f"/v1/models/{secret}?{secret}=1", headers={"Host": secret})
+    assert secret not in server.log.read_text() and "/v1/completions" in server.log.read_text()

@@ -74,8 +74,6 @@ def serve(
         registry=registry,
         allowed_sources=tuple(source),
         allowed_hosts=tuple(allowed_host),
-        max_queue=max_queue,
-        max_queue_per_tenant=max(1, max_queue // 2),
         max_resident=max_resident,
         request_seconds=request_seconds,
         drain_seconds=drain_seconds,

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,6 +29,8 @@ from .errors import ApiError, not_found
 from .schema import Body, Text
 from .service import Service
 
+log = logging.getLogger("roadkit.server")
+
 
 class SourceRequest(Body):
     """POST /v1/adapters as JSON: an adapter from an allowed source."""
@@ -35,6 +40,31 @@ class SourceRequest(Body):
     tenant: Text | None = None
     public: bool = False
     pinned: bool = False
+
+
+_FLAG = {"type": "string", "enum": ["true", "false", "1", "0"]}
+_FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+_ADD_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": SourceRequest.model_json_schema()},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string"},
+                    "config": _FILE,
+                    "weights": _FILE,
+                    "tenant": {"type": "string"},
+                    "public": _FLAG,
+                    "pinned": _FLAG,
+                },
+                "required": ["name", "config", "weights"],
+                "additionalProperties": False,
+            }
+        },
+    },
+}
 
 
 class ComposeRequest(Body):
@@ -60,10 +90,10 @@ def router(service: Service) -> APIRouter:
         """Compute an expression and keep the result under a new name."""
         caller = _admin(request)
         _check_name(service, name)
-        config, weights = await service.work(partial(_frozen, service, caller, body.expression))
+        config, weights = await service.change(partial(_frozen, service, caller, body.expression))
         return await _activate(service, caller.tenant, name, config, weights, public=body.public, pinned=body.pinned)
 
-    @routes.post("/adapters", status_code=201)
+    @routes.post("/adapters", status_code=201, openapi_extra={"requestBody": _ADD_BODY})
     async def add(request: Request) -> JSONResponse:
         """Add an adapter, or a new version of one: multipart with both files, or JSON that names a source."""
         caller = _admin(request)
@@ -75,7 +105,7 @@ def router(service: Service) -> APIRouter:
             wanted = await _json(request)
             _check_name(service, wanted.name)
             allowed, limit = service.settings.allowed_sources, service.settings.limits.max_upload
-            config, weights = await service.work(partial(sources.fetch, wanted.source, allowed=allowed, limit=limit))
+            config, weights = await service.change(partial(sources.fetch, wanted.source, allowed=allowed, limit=limit))
         tenant = wanted.tenant or caller.tenant
         _check_tenant(service, tenant)
         _check_name(service, wanted.name)
@@ -93,16 +123,14 @@ def router(service: Service) -> APIRouter:
         """Forget an adapter. Requests that use it finish."""
         caller = _admin(request)
         tenant = tenant or caller.tenant
-        entry = service.catalog.own(tenant, name) or service.catalog.find(tenant, name)
+        entry = service.catalog.find(tenant, name)
         if entry is None or (entry.tenant != tenant and entry.origin == "upload"):
             raise _unknown(name)
         if entry.origin == "folder" or service.registry is None:
             raise ApiError(409, f"{name!r} comes from a folder that the server watches; remove it there")
         async with service.changing:
-            service.catalog.remove(entry)
-            await service.work(partial(service.registry.remove, entry))
-            if entry.pinned:
-                await service.work(partial(service.residents.unpin, entry))
+            with _storage():
+                await service.change(partial(service.forget, entry))
         return {"id": name, "object": "adapter", "deleted": True}
 
     return routes
@@ -124,25 +152,25 @@ def describe(entry: Entry) -> dict[str, Any]:
 async def _activate(
     service: Service, tenant: str, name: str, config: bytes, weights: bytes, *, public: bool, pinned: bool
 ) -> JSONResponse:
-    """Validate, write, make current. What was validated is what is hashed, written and loaded."""
-    registry = service.registry
-    if registry is None:
+    """Keep an adapter and make it current."""
+    if service.registry is None:
         raise ApiError(400, "this server keeps no uploads: it was started without --registry")
-
-    def keep() -> Entry:
-        service.residents.validate(config, weights, origin=name)
-        entry = registry.put(tenant, name, config, weights, public=public, pinned=pinned)
-        service.catalog.put(entry)
-        service.residents.pin(entry)
-        return entry
-
+    keep = partial(service.keep, tenant, name, config, weights, public=public, pinned=pinned)
     async with service.changing:
-        try:
-            entry = await service.work(keep)
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise ApiError(507 if full else 503, "the server cannot store the adapter", code="storage") from error
+        with _storage():
+            entry = await service.change(keep)
     return JSONResponse(describe(entry), status_code=201)
+
+
+@contextmanager
+def _storage() -> Iterator[None]:
+    """A disk's trouble as an answer."""
+    try:
+        yield
+    except OSError as error:
+        log.error("storing adapters failed: %s", error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise ApiError(507 if full else 503, "the server cannot store the adapter", code="storage") from error
 
 
 def _frozen(service: Service, caller: Key, text: str) -> tuple[bytes, bytes]:
@@ -170,7 +198,12 @@ async def _json(request: Request) -> SourceRequest:
 async def _uploaded(request: Request, service: Service) -> tuple[SourceRequest, bytes, bytes]:
     """The fields and both files of a multipart body."""
     limit = service.settings.limits.max_upload
-    async with request.form(max_files=2, max_fields=8, max_part_size=1 << 16) as form:
+    try:
+        with _storage():  # large parts go through a temporary file
+            form = await request.form(max_files=2, max_fields=8, max_part_size=1 << 16)
+    except (UnicodeError, LookupError):
+        raise ApiError(400, "the body names an encoding that its fields are not in") from None
+    try:
         known = {"name", "tenant", "public", "pinned", "config", "weights"}
         unknown = sorted(set(form) - known)
         if unknown:
@@ -178,18 +211,16 @@ async def _uploaded(request: Request, service: Service) -> tuple[SourceRequest, 
         name = form.get("name")
         if not isinstance(name, str):
             raise ApiError(400, "name is missing", param="name")
-        config, weights = [await _file(form, field, most) for field, most in (
-            ("config", store.MAX_CONFIG_BYTES), ("weights", limit),
-        )]  # fmt: skip
-        tenant = form.get("tenant")
-        wanted = SourceRequest(
-            name=name,
-            source="",
-            tenant=tenant if isinstance(tenant, str) else None,
-            public=_flag(form, "public"),
-            pinned=_flag(form, "pinned"),
-        )
-        return wanted, config, weights
+        _check_name(service, name)
+        config = await _file(form, "config", store.MAX_CONFIG_BYTES)
+        weights = await _file(form, "weights", limit)
+        tenant = form.get("tenant") or None
+        if not (tenant is None or isinstance(tenant, str)):
+            raise ApiError(400, "tenant must be text", param="tenant")
+        flags = {field: _flag(form, field) for field in ("public", "pinned")}
+        return SourceRequest(name=name, source="", tenant=tenant, **flags), config, weights
+    finally:
+        await form.close()
 
 
 async def _file(form: FormData, field: str, limit: int) -> bytes:

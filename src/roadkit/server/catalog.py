@@ -14,11 +14,13 @@ import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import quote
 
 from ..errors import AdapterError
 from ..expression import _NAME
 
-SUGGESTED = 1000  # names that a misspelt one is compared with
+SUGGESTED = 100  # names that a misspelt one is compared with
+MAX_FILE_NAME = 200  # bytes; file systems take 255
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,16 @@ def check_name(name: str, *, longest: int, reserved: Collection[str] = ()) -> st
         raise AdapterError(
             f"{name!r} is no adapter name: a part between '/' is empty, '.' or '..', or it ends with '/compose'"
         )
+    if len(encoded(name)) > MAX_FILE_NAME:
+        raise AdapterError("the name holds too many of '/', ':' and '@' to be a folder's name; use fewer")
     if name in reserved:
         raise AdapterError(f"{name!r} is the base model's name")
     return name
+
+
+def encoded(name: str) -> str:
+    """A tenant's or an adapter's name as a folder's: no name leads anywhere else or is hidden."""
+    return quote(f"_{name}", safe="")
 
 
 class Catalog:
@@ -72,6 +81,13 @@ class Catalog:
         with self._lock:
             self._own.setdefault(entry.tenant, {})[entry.name] = entry
             self._set_public(entry.name)
+
+    def swap(self, old: Entry, new: Entry) -> None:
+        """Put a new version in the place of exactly the old one; nothing where that has moved on."""
+        with self._lock:
+            if self._own.get(old.tenant, {}).get(old.name) == old:
+                self._own[old.tenant][old.name] = new
+                self._set_public(old.name)
 
     def remove(self, entry: Entry) -> None:
         """Forget a name, whatever its version is by now."""

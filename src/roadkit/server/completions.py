@@ -38,19 +38,18 @@ def router(service: Service) -> APIRouter:
             body.prompts,  # type: ignore[arg-type]
             max_tokens=16 if body.max_tokens is None else body.max_tokens,
             logprobs=body.logprobs,
-            echo_logprobs=bool(body.echo) and body.logprobs is not None,
+            echo=bool(body.echo),
         )
         head = _head("cmpl", "text_completion", body.model)
-        echoes = await _echoes(service, body, generation)
         if body.stream:
-            return EventStream(generation, _stream_text(head, body, generation, vocabulary, echoes), request)
+            return EventStream(generation, _stream_text(head, body, generation, vocabulary), request)
         done, n = await generation.results(request), body.n or 1
         choices = [
             answers.completion_choice(
                 vocabulary,
                 index,
                 completion,
-                echo=echoes[index // n],
+                echo=generation.echoes[index // n],
                 echo_ids=generation.prompt_ids[index // n],
                 generated=body.max_tokens != 0,
             )
@@ -89,21 +88,11 @@ def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:
     return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": created, "model": model}
 
 
-async def _echoes(service: Service, body: CompletionRequest, generation: Generation) -> list[str]:
-    """The prompts' texts where they are to be echoed."""
-    if not body.echo:
-        return [""] * len(generation.prompt_ids)
-    tokenizer = service.backend.tokenizer
-    pairs = zip(body.prompts, generation.prompt_ids, strict=True)
-    return [prompt if isinstance(prompt, str) else tokenizer.decode(ids) for prompt, ids in pairs]
-
-
 async def _stream_text(
     head: dict[str, Any],
     body: CompletionRequest,
     generation: Generation,
     vocabulary: Vocabulary,
-    echoes: list[str],
 ) -> AsyncIterator[dict[str, Any]]:
     n, started, offsets = body.n or 1, set[int](), dict[int, int]()
     async for index, chunk in generation.events():
@@ -116,7 +105,7 @@ async def _stream_text(
             text, known, ids = "", [], []
         if index not in started:
             started.add(index)
-            text = echoes[index // n] + text
+            text = generation.echoes[index // n] + text
         shaped = None
         if body.logprobs is not None and known:
             shaped = answers.completion_logprobs(vocabulary, ids[: len(known)], known, offset=offsets.get(index, 0))

@@ -9,15 +9,13 @@ a step. Jobs wait in a `FairQueue` and enter the engine only when it has a free 
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
-from .. import models, modules
 from ..adapter import Adapter
 from ..engine.engine import Engine, Stream
 from ..engine.request import Chunk, Message, Request
@@ -25,6 +23,7 @@ from ..errors import AdapterError
 from ..expression import Term
 from .fair import FairQueue
 from .protocol import Job, Stats, cancelled
+from .worker import Worker, check_fit
 
 log = logging.getLogger("roadkit.server")
 
@@ -36,31 +35,25 @@ class EmbeddedEngine:
         self.engine = engine
         self.tokenizer: Any = engine.tokenizer
         self.max_context = engine.max_context
-        self._fingerprint = models.config_fingerprint(engine.runner.model.config)
         self._queue: FairQueue[Job] = FairQueue(max_waiting=max_queue, max_waiting_per_tenant=max_queue_per_tenant)
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outbox: list[tuple[Job, Chunk]] = []
         self._streams: dict[Job, Stream] = {}
         self._tokenizing = threading.Lock()  # fast tokenizers dislike being set up by two threads at once
-        self._thread = threading.Thread(target=self._run, name="roadkit-engine", daemon=True)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._closing = False
+        self._compiling = threading.Lock()  # one schema at a time; requests without one do not wait for it
+        self._worker = Worker("roadkit-engine", self._run)
         self._steps, self._busy = 0, 0.0
 
     # ---- called on the event loop, or (encode, prepare, check) on any thread --------------------------------------
 
     def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        self._worker.start()
 
     def close(self) -> None:
-        self._closing = True
-        self._inbox.put(_nothing)
-        self._thread.join(timeout=30)
+        self._worker.close()
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._worker.alive
 
     def encode(self, prompt: str | list[Message] | list[int]) -> list[int]:
         with self._tokenizing:
@@ -68,36 +61,31 @@ class EmbeddedEngine:
 
     def prepare(self, request: Request, *, adapter: str | None, tenant: str) -> Any:
         terms = () if adapter is None else (Term(adapter, 1.0),)
-        with self._tokenizing:
+        with self._compiling if request.json_schema is not None else nullcontext():
             return self.engine.prepare(request, terms=terms, tenant=f"{tenant}\0")
 
     def submit(self, job: Job) -> None:
         self._queue.put(job.tenant, job)
-        self._inbox.put(_nothing)
+        self._worker.tell(None)
 
     def cancel(self, job: Job) -> None:
+        job.cancelled = True
         if self._queue.remove(job.tenant, job):
             job.deliver(cancelled(job.why_cancelled))
         else:
-            self._inbox.put(lambda: self._cancel(job))
+            self._worker.tell(partial(self._cancel, job))
 
     def check(self, adapter: Adapter) -> None:
         if adapter.heads:
             names = ", ".join(sorted(adapter.heads)[:5])
             raise AdapterError(f"the adapter brings whole modules ({names}); this server generates with rotations only")
-        known = adapter.base.fingerprint
-        if known and known != self._fingerprint:
-            raise AdapterError(
-                f"the adapter was made for {adapter.base.name!r} (structure {known}), "
-                f"this server's model has structure {self._fingerprint}"
-            )
-        modules.match(self.engine.runner.model, adapter)
+        check_fit(self.engine.runner.model, adapter)
 
     def load(self, name: str, adapter: Adapter) -> None:
-        self._inbox.put(lambda: self.engine.add_adapter(name, adapter))
+        self._worker.tell(partial(self.engine.add_adapter, name, adapter))
 
     def unload(self, name: str) -> None:
-        self._inbox.put(lambda: self.engine.remove_adapter(name))
+        self._worker.tell(partial(self.engine.remove_adapter, name))
 
     def stats(self) -> Stats:
         cache = self.engine.scheduler.cache
@@ -114,11 +102,8 @@ class EmbeddedEngine:
 
     def _run(self) -> None:
         busy = False
-        while not self._closing:
-            if not busy:
-                self._call(self._inbox.get())
-            while not self._inbox.empty():
-                self._call(self._inbox.get())
+        while not self._worker.closing:
+            self._worker.listen(wait=not busy)
             start = time.monotonic()
             try:
                 self._fill()
@@ -144,9 +129,13 @@ class EmbeddedEngine:
             job = self._queue.pop()
             if job is None:
                 return
+            self._worker.listen()  # its adapter was told before it was queued, but maybe after the last look
+            if job.cancelled:
+                self._emit(job, cancelled(job.why_cancelled))
+                continue
             job.started = time.monotonic()
             self._streams[job] = self.engine.enqueue(job.prepared)
-            job.prepared.emit = lambda chunk, job=job: self._emit(job, chunk)
+            job.prepared.emit = partial(self._emit, job)
 
     def _emit(self, job: Job, chunk: Chunk) -> None:
         if job.first is None and chunk.token_ids:
@@ -164,25 +153,14 @@ class EmbeddedEngine:
             self._streams[job].cancel()
 
     def _flush(self) -> None:
-        if not self._outbox or self._loop is None:
-            return
-        outbox, self._outbox = self._outbox, []
-        try:
-            self._loop.call_soon_threadsafe(_deliver, outbox)
-        except RuntimeError:  # the loop is closed: nobody is left to tell
-            log.debug("%d chunks had no reader", len(outbox))
-
-    def _call(self, command: Callable[[], None]) -> None:
-        try:
-            command()
-        except Exception:
-            log.exception("a command to the engine failed")
-
-
-def _nothing() -> None:
-    """Wakes the thread."""
+        if self._outbox:
+            outbox, self._outbox = self._outbox, []
+            self._worker.answer(partial(_deliver, outbox))
 
 
 def _deliver(outbox: list[tuple[Job, Chunk]]) -> None:
     for job, chunk in outbox:
-        job.deliver(chunk)
+        try:
+            job.deliver(chunk)
+        except Exception:  # one request's trouble is not the others'
+            log.exception("a chunk could not be delivered")

@@ -9,24 +9,23 @@ head, its own or one that an adapter brings, gives logits instead.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from .. import models, modules
 from ..adapter import Adapter
 from ..engine.bank import Bank
 from ..errors import AdapterError, RequestError, RoadkitError
 from .fair import FairQueue
 from .protocol import Job, Stats
+from .worker import Worker, check_fit
 
 log = logging.getLogger("roadkit.server")
 
@@ -61,27 +60,21 @@ class EncoderEngine:
         self.classifies = type(model).__name__.endswith("ForSequenceClassification")
         self.max_context = int(getattr(model.config, "max_position_embeddings", 512))
         self.bank = Bank(model, slots=max(2 * max_batch, 16))
-        self._fingerprint = models.config_fingerprint(model.config)
         self._queue: FairQueue[EncoderJob] = FairQueue(max_waiting=max_queue, max_waiting_per_tenant=max_queue)
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="roadkit-encoder", daemon=True)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._closing, self._steps, self._busy, self._running = False, 0, 0.0, 0
+        self._worker = Worker("roadkit-encoder", self._run)
+        self._steps, self._busy, self._running = 0, 0.0, 0
         self._tokenizing = threading.Lock()
 
     def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        self._worker.start()
 
     def close(self) -> None:
-        self._closing = True
-        self._inbox.put(_nothing)
-        self._thread.join(timeout=30)
+        self._worker.close()
         self.bank.close()
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._worker.alive
 
     def encode(self, prompt: Any) -> list[int]:
         """A text's tokens; more than the model reads are refused, not cut."""
@@ -104,18 +97,15 @@ class EncoderEngine:
     def submit(self, job: Job | EncoderJob) -> None:
         assert isinstance(job, EncoderJob), type(job)
         self._queue.put(job.tenant, job)
-        self._inbox.put(_nothing)
+        self._worker.tell(None)
 
     def cancel(self, job: Job | EncoderJob) -> None:
-        """Nothing to do: a batch is done before anybody could ask."""
+        """Take a waiting job out; one that runs is done within a batch."""
+        assert isinstance(job, EncoderJob), type(job)
+        if self._queue.remove(job.tenant, job):
+            job.done(RequestError("the request was cancelled"))
 
     def check(self, adapter: Adapter) -> None:
-        known = adapter.base.fingerprint
-        if known and known != self._fingerprint:
-            raise AdapterError(
-                f"the adapter was made for {adapter.base.name!r} (structure {known}), "
-                f"this server's model has structure {self._fingerprint}"
-            )
         size = sum(tensor.nbytes for saved in adapter.heads.values() for tensor in saved.values())
         if size > MAX_HEAD_BYTES:
             raise AdapterError(f"the adapter brings {size} bytes of whole modules, at most {MAX_HEAD_BYTES} are taken")
@@ -123,13 +113,13 @@ class EncoderEngine:
             raise AdapterError(
                 f"the adapter brings a head ({', '.join(sorted(adapter.heads)[:3])}), this model has none"
             )
-        modules.match(self.model, adapter)
+        check_fit(self.model, adapter)
 
     def load(self, name: str, adapter: Adapter) -> None:
-        self._inbox.put(lambda: self.bank.add(name, adapter))
+        self._worker.tell(partial(self.bank.add, name, adapter))
 
     def unload(self, name: str) -> None:
-        self._inbox.put(lambda: self.bank.remove(name))
+        self._worker.tell(partial(self.bank.remove, name))
 
     def stats(self) -> Stats:
         resident = len(self.bank.resident())
@@ -138,11 +128,8 @@ class EncoderEngine:
     # ---- the engine's thread -----------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._closing:
-            if not len(self._queue):
-                self._call(self._inbox.get())
-            while not self._inbox.empty():
-                self._call(self._inbox.get())
+        while not self._worker.closing:
+            self._worker.listen(wait=not len(self._queue))
             batch: list[EncoderJob] = []
             while len(batch) < self.max_batch and (job := self._queue.pop()) is not None:
                 if batch and job.kind != batch[0].kind:
@@ -151,8 +138,11 @@ class EncoderEngine:
                     batch.append(job)
             if batch:
                 self._answer(batch)
+        while (job := self._queue.pop()) is not None:
+            self._worker.answer(partial(job.done, RequestError("the server stops")))
 
     def _answer(self, batch: list[EncoderJob]) -> None:
+        self._worker.listen()  # adapters were told before their jobs were queued, but maybe after the last look
         start, self._running = time.monotonic(), len(batch)
         try:
             results: list[list[float] | Exception] = list(self._forward(batch))
@@ -167,8 +157,7 @@ class EncoderEngine:
         self._steps, self._busy, self._running = self._steps + 1, self._busy + time.monotonic() - start, 0
         for job in batch:
             self._queue.done(job.tenant)
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_deliver, batch, results)
+        self._worker.answer(partial(_deliver, batch, results))
 
     @torch.inference_mode()
     def _forward(self, batch: list[EncoderJob]) -> list[list[float]]:
@@ -191,16 +180,6 @@ class EncoderEngine:
         if not all(bool(row.isfinite().all()) for row in rows):
             raise RequestError("the model's output is not finite with this adapter")
         return [row.float().tolist() for row in rows]
-
-    def _call(self, command: Callable[[], None]) -> None:
-        try:
-            command()
-        except Exception:
-            log.exception("a command to the encoder failed")
-
-
-def _nothing() -> None:
-    """Wakes the thread."""
 
 
 def _deliver(batch: list[EncoderJob], results: list[list[float] | Exception]) -> None:

@@ -20,7 +20,7 @@ from .auth import Key
 from .encoder import EncoderEngine, EncoderJob
 from .errors import ApiError, from_roadkit
 from .residents import Lease
-from .schema import Body, Text, TokenId
+from .schema import Body, Many, Text, TokenId
 from .service import Service
 
 Vector = list[float]
@@ -30,7 +30,7 @@ class EncodingRequest(Body):
     """What both routes take."""
 
     model: Text
-    input: Text | list[TokenId] | list[Text] | list[list[TokenId]]
+    input: Text | Many[TokenId] | Many[Text] | Many[Many[TokenId]]
     user: Text | None = None
 
     @property
@@ -55,7 +55,7 @@ def router(service: Service, backend: EncoderEngine) -> APIRouter:
         width = backend.model.config.hidden_size
         if body.dimensions not in (None, width):
             raise ApiError(400, f"dimensions: this model gives {width}", param="dimensions")
-        vectors, used = await _encode(service, backend, request.state.caller, body, "embed")
+        vectors, used = await _encode(service, backend, request, body, "embed")
         shape = _base64 if body.encoding_format == "base64" else list
         data = [{"object": "embedding", "index": i, "embedding": shape(one)} for i, one in enumerate(vectors)]
         usage = {"prompt_tokens": used, "total_tokens": used}
@@ -66,7 +66,7 @@ def router(service: Service, backend: EncoderEngine) -> APIRouter:
         """The head's labels and probabilities (vLLM's shape)."""
         if not backend.classifies:
             raise ApiError(400, "this model has no classification head", param="model")
-        rows, used = await _encode(service, backend, request.state.caller, body, "classify")
+        rows, used = await _encode(service, backend, request, body, "classify")
         usage = {"prompt_tokens": used, "total_tokens": used}
         return {"object": "list", "data": [_label(backend, i, row) for i, row in enumerate(rows)],
                 "model": body.model, "usage": usage}  # fmt: skip
@@ -75,14 +75,16 @@ def router(service: Service, backend: EncoderEngine) -> APIRouter:
 
 
 async def _encode(
-    service: Service, backend: EncoderEngine, key: Key, body: EncodingRequest, kind: str
+    service: Service, backend: EncoderEngine, request: Request, body: EncodingRequest, kind: str
 ) -> tuple[list[Vector], int]:
+    key: Key = request.state.caller
     texts, most = body.inputs, service.settings.limits.max_inputs
     if not 1 <= len(texts) <= most:
         raise ApiError(400, f"input has {len(texts)} texts, 1 to {most} are allowed", param="input")
     meter, used = service.meter(key), 0
     meter.enter(body.model, count=len(texts))
     lease: Lease | None = None
+    jobs: list[EncoderJob] = []
 
     def prepare() -> tuple[Lease | None, list[list[int]]]:
         token_ids = [backend.encode(text) for text in texts]
@@ -97,10 +99,16 @@ async def _encode(
         loop, futures = asyncio.get_running_loop(), []
         for ids in token_ids:
             future: asyncio.Future[Vector] = loop.create_future()
+            job = EncoderJob(ids, lease.name if lease else None, kind, key.tenant, partial(_settle, future))
+            backend.submit(job)
+            jobs.append(job)
             futures.append(future)
-            backend.submit(EncoderJob(ids, lease.name if lease else None, kind, key.tenant, partial(_settle, future)))
-        together = asyncio.gather(*futures, return_exceptions=True)
-        results = await asyncio.wait_for(together, service.settings.request_seconds)
+        watcher = asyncio.ensure_future(_watch(request, backend, jobs))
+        try:
+            together = asyncio.gather(*futures, return_exceptions=True)
+            results = await asyncio.wait_for(together, service.settings.request_seconds)
+        finally:
+            watcher.cancel()
         failed = next((one for one in results if isinstance(one, BaseException)), None)
         if failed is not None:
             raise failed
@@ -110,9 +118,19 @@ async def _encode(
     except TimeoutError:
         raise ApiError(504, "the request's time is over", code="cancelled") from None
     finally:
+        for job in jobs:
+            backend.cancel(job)
         meter.leave(body.model, count=len(texts), tokens=used)
         if lease is not None:
             service.residents.release(lease)
+
+
+async def _watch(request: Request, backend: EncoderEngine, jobs: list[EncoderJob]) -> None:
+    """Take waiting texts out of the queue when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    for job in jobs:
+        backend.cancel(job)
 
 
 def _settle(future: asyncio.Future, result: Vector | Exception) -> None:

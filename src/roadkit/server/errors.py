@@ -39,8 +39,8 @@ class ApiError(Exception):
     @property
     def body(self) -> dict:
         kind = _KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        message = self.message.encode("utf-8", "backslashreplace").decode()  # lone surrogates came in as JSON escapes
-        return {"error": {"message": message[:2000], "type": kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else _encodable(self.param)
+        return {"error": {"message": _encodable(self.message)[:2000], "type": kind, "param": param, "code": self.code}}
 
     @property
     def response(self) -> JSONResponse:
@@ -48,6 +48,11 @@ class ApiError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body, self.status, headers=headers)
+
+
+def _encodable(text: str) -> str:
+    """Text without lone surrogates, which come in as JSON escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def not_found(path: str) -> ApiError:

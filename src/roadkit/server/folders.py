@@ -64,7 +64,7 @@ class Folders:
         while True:
             await asyncio.sleep(self._service.settings.watch_seconds)
             try:
-                await self._service.work(self.poll)
+                await self._service.change(self.poll)
             except Exception:
                 log.exception("watching the adapters' folders failed; it goes on")
 

@@ -31,17 +31,18 @@ log = logging.getLogger("roadkit.server")
 
 
 class Generation:
-    """Built by `begin`. `jobs[i]` answers prompt `i // n`; `prompt_ids` are the prompts' tokens."""
+    """Built by `begin`. `jobs[i]` answers prompt `i // n`; `prompt_ids` are the prompts' tokens, `echoes` their texts."""
 
     def __init__(self, service: Service, key: Key, model: str, count: int):
         self.service, self.key, self.model, self.count = service, key, model, count
         self.jobs: list[Job] = []
         self.prompt_ids: list[list[int]] = []
+        self.echoes: list[str] = []  # '' where they were not asked for
         self.completions: dict[int, Completion] = {}
         self._lease: Lease | None = None
         self._mailbox = Mailbox(service.settings.stream_buffer)
         self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._closed, self._let_go = False, False
 
     @classmethod
     async def begin(
@@ -53,7 +54,7 @@ class Generation:
         *,
         max_tokens: int | None,
         logprobs: int | None,
-        echo_logprobs: bool = False,
+        echo: bool = False,
         field: str = "prompt",
     ) -> Generation:
         """Check, prepare and queue everything, or raise `ApiError` with nothing left behind."""
@@ -62,7 +63,7 @@ class Generation:
         service.meter(key).enter(body.model, count=count)
         self = cls(service, key, body.model, count)
         try:
-            prepared = await service.work(partial(self._prepare, body, prompts, max_tokens, logprobs, echo_logprobs))
+            prepared = await service.work(partial(self._prepare, body, prompts, max_tokens, logprobs, echo))
             for index, one in enumerate(prepared):
                 deliver = partial(self._deliver, index)
                 job = Job(one, key.tenant, deliver, streaming=bool(body.stream), arrived=arrived)
@@ -78,7 +79,7 @@ class Generation:
         return self
 
     def _prepare(
-        self, body: Sampling, prompts: list, max_tokens: int | None, logprobs: int | None, echo_logprobs: bool
+        self, body: Sampling, prompts: list, max_tokens: int | None, logprobs: int | None, echo: bool
     ) -> list[Any]:
         """On a worker thread: read the adapters, compose, tokenise."""
         service, prepared = self.service, []
@@ -99,12 +100,14 @@ class Generation:
             # a number that a client named is kept to; without one, what fits
             count = min(room, service.settings.limits.max_tokens) if max_tokens is None else max_tokens
             for index in range(body.n or 1):
-                request = _request(body, token_ids, count, logprobs, echo_logprobs, index)
+                request = _request(body, token_ids, count, logprobs, echo and logprobs is not None, index)
                 prepared.append(
                     service.backend.prepare(
                         request, adapter=self._lease.name if self._lease else None, tenant=self.key.tenant
                     )
                 )
+            text = prompt if isinstance(prompt, str) else service.backend.tokenizer.decode(token_ids) if echo else ""
+            self.echoes.append(text if echo else "")
         return prepared
 
     # ---- reading ---------------------------------------------------------------------------------------------
@@ -112,8 +115,6 @@ class Generation:
     async def events(self) -> AsyncIterator[tuple[int, Chunk]]:
         """(choice, chunk) as they come; the last chunk of each choice holds its completion."""
         async for index, chunk in self._mailbox.read(len(self.jobs)):
-            if chunk.completion is not None:
-                self._finished(index, chunk.completion)
             yield index, chunk
 
     async def results(self, request: HttpRequest) -> list[Completion]:
@@ -158,16 +159,14 @@ class Generation:
                 self.service.backend.cancel(job)
 
     def close(self) -> None:
-        """Give back what was held. Jobs that still run are cancelled, and hold the adapter until they have ended."""
+        """Nobody reads any more. Jobs that still run are cancelled; adapter and quota are held until they have ended."""
         if self._closed:
             return
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         self.cancel("the client has gone")
-        read, written = sum(map(len, self.prompt_ids)), sum(len(done.token_ids) for done in self.completions.values())
-        self.service.meter(self.key).leave(self.model, count=self.count, tokens=read + written)
-        self._let_go()
+        self._give_back()
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -186,32 +185,38 @@ class Generation:
 
     def _deliver(self, index: int, chunk: Chunk) -> None:
         if chunk.completion is not None:
-            self.service.jobs.discard(self.jobs[index])
-            if self._closed:  # nobody reads any more
-                self._finished(index, chunk.completion)
-                self._let_go()
+            self._finished(index, chunk.completion)
         if not self._mailbox.put(index, chunk):
             self.cancel("the client reads too slowly")
 
     def _finished(self, index: int, completion: Completion) -> None:
-        if index in self.completions:
-            return
+        job = self.jobs[index]
+        self.service.jobs.discard(job)
         self.completions[index] = completion
         adapter = self.model if "*" not in self.model and " " not in self.model else "(composed)"
-        self.service.metrics.finished(
-            tenant=self.key.tenant, adapter=adapter, job=self.jobs[index], completion=completion
-        )
+        self.service.metrics.finished(tenant=self.key.tenant, adapter=adapter, job=job, completion=completion)
+        self._give_back()
 
-    def _let_go(self) -> None:
-        if self._lease is not None and len(self.completions) == len(self.jobs):
+    def _give_back(self) -> None:
+        """The adapter and the quota, once every job has ended: tokens that nobody waited for count too."""
+        ended = len(self.completions) == len(self.jobs) and (self._closed or len(self.jobs) == self.count)
+        if not ended or self._let_go:
+            return
+        self._let_go = True
+        usage = self.usage
+        self.service.meter(self.key).leave(self.model, count=self.count, tokens=usage["total_tokens"])
+        if self._lease is not None:
             self.service.residents.release(self._lease)
-            self._lease = None
 
 
 def _check(service: Service, body: Sampling, num_prompts: int, logprobs: int | None) -> int:
     """Refuse what is beyond the limits; returns how many answers are wanted."""
     limits, total = service.settings.limits, num_prompts * (body.n or 1)
     schema = body.response_format.wanted if body.response_format else None
+    try:
+        schema_size = len(json.dumps(schema)) if schema else 0
+    except RecursionError:
+        raise ApiError(400, "response_format: the schema is nested too deeply", param="response_format") from None
     for param, value, most in (
         ("n", body.n or 1, limits.max_n),
         ("prompt", total, limits.max_prompts),
@@ -220,7 +225,7 @@ def _check(service: Service, body: Sampling, num_prompts: int, logprobs: int | N
         ("stop", max(map(len, body.stops), default=0), limits.max_stop_length),
         ("max_tokens", body.max_tokens or 0, limits.max_tokens),
         ("max_tokens", getattr(body, "max_completion_tokens", None) or 0, limits.max_tokens),
-        ("response_format", len(json.dumps(schema)) if schema else 0, limits.max_schema),
+        ("response_format", schema_size, limits.max_schema),
     ):
         if value > most:
             raise ApiError(400, f"{param} is too large: {value}, at most {most} is allowed", param=param)

@@ -27,6 +27,7 @@ log = logging.getLogger("roadkit.access")
 
 OPEN = ("/health", "/ready")  # probes carry no key
 CHANGE_HEADER = "x-roadkit-request"  # a page of another site cannot add it without asking first
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
@@ -93,16 +94,16 @@ class Guard:
                 raise not_found(path)
         if self.service.draining and path not in (*OPEN, "/metrics"):
             raise ApiError(503, "the server is shutting down", code="shutting_down", retry_after=5)
-        upload = path == "/v1/adapters"
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        upload = path == "/v1/adapters" and kind == "multipart/form-data"
         limit = self.service.settings.limits.max_upload if upload else self.service.settings.limits.max_body
         length = headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > limit:
             raise ApiError(413, f"the body has {length[:20]} bytes, at most {limit} are accepted")
         if change and scope["method"] == "POST":
-            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-            allowed = ("application/json", "multipart/form-data") if upload else ("application/json",)
-            if kind not in allowed:
-                raise ApiError(415, f"the body must be {' or '.join(allowed)}; send that as Content-Type")
+            if kind != "application/json" and not upload:
+                also = " or multipart/form-data" if path == "/v1/adapters" else ""
+                raise ApiError(415, f"the body must be application/json{also}; send that as Content-Type")
         return _limited(receive, limit)
 
     def _check_site(self, headers: Headers) -> None:
@@ -139,10 +140,9 @@ def _limited(receive: Receive, limit: int) -> Receive:
 
 
 def _host(value: str) -> str:
-    """The name in a Host header, without the port."""
-    if value.startswith("["):
-        return value[1:].partition("]")[0]
-    return value.partition(":")[0].lower()
+    """The name in a Host header, without the port; '' where it is malformed."""
+    match = _HOST.fullmatch(value)
+    return match[1].strip("[]").lower() if match else ""
 
 
 def is_loopback(host: str) -> bool:

@@ -83,6 +83,7 @@ def serve(
     config = uvicorn.Config(
         app,
         log_config=None,
+        ws="none",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(settings.drain_seconds) + 10,

@@ -1,4 +1,4 @@
-"""`Metrics`: what Prometheus reads at `/metrics`. Labels are bounded: after `MAX_LABELS` names the rest is '(other)'.
+"""`Metrics`: what Prometheus reads at `/metrics`. Labels are bounded: what comes after `MAX_LABELS` is '(other)'.
 
 metrics = Metrics()
 metrics.finished(tenant="acme", adapter="formal", job=job, completion=completion)
@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from ..engine.request import Completion
 from .protocol import Job, Stats
 
-MAX_LABELS = 100
+MAX_LABELS = 100  # tenants, and pairs of a tenant and an adapter
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -23,12 +23,14 @@ class Metrics:
         names = ["tenant", "adapter"]
         self.requests = Counter("roadkit_http_requests", "Requests", ["route", "status"], registry=registry)
         self.first_token = Histogram(
-            "roadkit_time_to_first_token_seconds", "From arrival", buckets=_FAST, registry=registry
+            "roadkit_time_to_first_token_seconds", "From arrival", names, buckets=_FAST, registry=registry
         )
         self.per_token = Histogram(
-            "roadkit_time_per_output_token_seconds", "After the first", buckets=_FAST, registry=registry
+            "roadkit_time_per_output_token_seconds", "After the first", names, buckets=_FAST, registry=registry
         )
-        self.queue_time = Histogram("roadkit_queue_seconds", "Waiting for a row", buckets=_FAST, registry=registry)
+        self.queue_time = Histogram(
+            "roadkit_queue_seconds", "Waiting for a row", names, buckets=_FAST, registry=registry
+        )
         self.prompt_tokens = Counter("roadkit_prompt_tokens", "Prompt tokens", names, registry=registry)
         self.cached_tokens = Counter("roadkit_cached_prompt_tokens", "Not computed again", names, registry=registry)
         self.generated_tokens = Counter("roadkit_generated_tokens", "Generated tokens", names, registry=registry)
@@ -44,22 +46,23 @@ class Metrics:
         self.running = Gauge("roadkit_requests_running", "In the batch", registry=registry)
         self.waiting = Gauge("roadkit_requests_waiting", "In the queue", registry=registry)
         self.cache_used = Gauge("roadkit_cache_pages_used_ratio", "Key/value pages in use", registry=registry)
-        self._labels: dict[str, set[str]] = {"tenant": set(), "adapter": set()}
+        self._tenants: set[str] = set()
+        self._pairs: set[tuple[str, str]] = set()
 
     def finished(self, *, tenant: str, adapter: str, job: Job, completion: Completion) -> None:
         """Count one answer."""
-        labels = self._bounded("tenant", tenant), self._bounded("adapter", adapter)
+        labels = self.bounded(tenant, adapter)
         generated = len(completion.token_ids)
         self.prompt_tokens.labels(*labels).inc(completion.prompt_tokens)
         self.cached_tokens.labels(*labels).inc(completion.cached_tokens)
         self.generated_tokens.labels(*labels).inc(generated)
         self.completions.labels(completion.finish_reason).inc()
         if job.started is not None:
-            self.queue_time.observe(job.started - job.submitted)
+            self.queue_time.labels(*labels).observe(job.started - job.submitted)
         if job.first is not None:
-            self.first_token.observe(job.first - job.arrived)
+            self.first_token.labels(*labels).observe(job.first - job.arrived)
             if job.finished is not None and generated > 1:
-                self.per_token.observe((job.finished - job.first) / (generated - 1))
+                self.per_token.labels(*labels).observe((job.finished - job.first) / (generated - 1))
 
     def page(self, stats: Stats, *, registered: int, resident: int) -> bytes:
         """The text that Prometheus reads."""
@@ -71,9 +74,13 @@ class Metrics:
         self.cache_used.set(stats.cache_used)
         return generate_latest(self.registry)
 
-    def _bounded(self, kind: str, value: str) -> str:
-        seen = self._labels[kind]
-        if value not in seen and len(seen) >= MAX_LABELS:
-            return "(other)"
-        seen.add(value)
-        return value
+    def bounded(self, tenant: str, adapter: str) -> tuple[str, str]:
+        """Both labels of a request; '(other)' for the adapter, then for the tenant too, once there are too many."""
+        if (tenant, adapter) in self._pairs or len(self._pairs) < MAX_LABELS:
+            self._pairs.add((tenant, adapter))
+            self._tenants.add(tenant)
+            return tenant, adapter
+        if tenant in self._tenants or len(self._tenants) < MAX_LABELS:
+            self._tenants.add(tenant)
+            return tenant, "(other)"
+        return "(other)", "(other)"

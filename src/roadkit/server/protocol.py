@@ -29,6 +29,7 @@ class Job:
     tenant: str
     deliver: Callable[[Chunk], None]
     streaming: bool = False  # else only the last chunk is delivered
+    cancelled: bool = False  # set by `cancel`
     why_cancelled: str | None = None
     arrived: float = field(default_factory=time.monotonic)
     submitted: float = field(default_factory=time.monotonic)

@@ -25,7 +25,7 @@ class Bucket:
     def wait(self) -> float:
         """Seconds until something may be taken; 0 is now."""
         now = time.monotonic()
-        self.level, self._at = min(self.size, self.level + (now - self._at) * self.rate), now
+        self.level, self._at = min(self.size, self.level + max(0.0, now - self._at) * self.rate), now
         return 0.0 if self.level >= min(1.0, self.size) else (min(1.0, self.size) - self.level) / self.rate
 
     def take(self, amount: float) -> None:

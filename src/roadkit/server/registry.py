@@ -17,14 +17,14 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
 from .. import store
 from ..errors import AdapterError, RoadkitError
 from ..files import replaced_directory, write_json
-from .catalog import Entry, version_of
+from .catalog import Entry, encoded, version_of
 
 log = logging.getLogger("roadkit.server")
 
@@ -49,16 +49,17 @@ class Registry:
     def entries(self) -> list[Entry]:
         """What is registered. Removes unfinished uploads and versions that nothing points to."""
         found = []
-        for pointer_folder in sorted(self.root.glob("*/*")):
-            if not pointer_folder.is_dir():
+        for folder in sorted(self.root.glob("*/*")):
+            if not folder.is_dir():
                 continue
-            entry = self._entry(pointer_folder)
-            if entry is None:
-                log.warning("removing an unfinished upload: %s", pointer_folder.name)
-                shutil.rmtree(pointer_folder, ignore_errors=True)
-                continue
-            self._sweep(pointer_folder, keep={entry.version})
-            found.append(entry)
+            if not (folder / POINTER).exists():
+                log.warning("removing an unfinished upload: %s", folder.name)
+                shutil.rmtree(folder, ignore_errors=True)
+            elif (entry := self._entry(folder)) is None:  # a disk's trouble is no reason to delete anything
+                log.error("%s is damaged and left out; delete it or mend it", folder)
+            else:
+                self._sweep(folder, keep={entry.version})
+                found.append(entry)
         return found
 
     def put(
@@ -92,7 +93,7 @@ class Registry:
         shutil.rmtree(folder, ignore_errors=True)
 
     def _folder(self, tenant: str, name: str) -> Path:
-        return self.root / quote(f"_{tenant}", safe="") / quote(f"_{name}", safe="")
+        return self.root / encoded(tenant) / encoded(name)
 
     def _entry(self, folder: Path) -> Entry | None:
         try:

@@ -61,7 +61,7 @@ class Residents:
         try:
             singles.extend(self._single(entry) for entry, _ in factors)
             if len(factors) == 1 and factors[0][1] == 1.0:
-                return self._hold(singles[0].name) or singles[0]
+                return singles.pop()
             return self._composition(factors, singles)
         finally:
             for lease in singles:
@@ -157,8 +157,8 @@ class Residents:
             if lease is None:
                 lease = self._add(version[:32], self.validate(config, weights, origin=entry.name), version)
                 self._metrics.load_seconds.observe(time.perf_counter() - start)
-        if version != entry.version and self._catalog.own(entry.tenant, entry.name) == entry:
-            self._catalog.put(dataclasses.replace(entry, version=version))
+        if version != entry.version:
+            self._catalog.swap(entry, dataclasses.replace(entry, version=version))
         return lease
 
     def _read(self, entry: Entry) -> tuple[bytes, bytes]:

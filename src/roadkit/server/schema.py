@@ -8,7 +8,7 @@ answer and do not (`frequency_penalty`, tools, …) are refused unless they hold
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -21,6 +21,12 @@ def _encodable(text: str) -> str:
     return text
 
 
+Item = TypeVar("Item")
+Many = Annotated[
+    list[Item], Field(fail_fast=True)
+]  # the first mistake tells; a million of them would take seconds to list
+MAX_FIELDS = 64  # of one object; more than any has
+
 Text = Annotated[str, AfterValidator(_encodable)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
@@ -30,6 +36,13 @@ class Body(BaseModel):
     """Strict, and closed."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > MAX_FIELDS:
+            raise ValueError(f"there are {len(data)} fields, more than {MAX_FIELDS} are never right")
+        return data
 
 
 class StreamOptions(Body):
@@ -79,7 +92,7 @@ class Sampling(Body):
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     seed: Seed | None = None
-    stop: Text | list[Text] | None = None
+    stop: Text | Many[Text] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -90,10 +103,10 @@ class Sampling(Body):
     no_repeat_ngram_size: int | None = Field(None, ge=0, le=1024)
     min_tokens: int | None = Field(None, ge=0)
     ignore_eos: bool | None = None
-    stop_token_ids: list[TokenId] | None = Field(None, max_length=64)
+    stop_token_ids: Many[TokenId] | None = Field(None, max_length=64)
     # taken and ignored
     user: Text | None = None
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, str] | None = Field(None, max_length=MAX_FIELDS)
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -101,7 +114,7 @@ class Sampling(Body):
     # refused, see REFUSED
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=1024)
 
     @model_validator(mode="after")
     def _nothing_unsupported(self) -> Sampling:
@@ -123,7 +136,7 @@ class CompletionRequest(Sampling):
 
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {**Sampling.REFUSED, "suffix": ("",)}
 
-    prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
+    prompt: Text | Many[TokenId] | Many[Text] | Many[Many[TokenId]]
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0)
     best_of: int | None = Field(None, ge=1)
@@ -152,7 +165,7 @@ class Part(Body):
 
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[Part]
+    content: Text | Many[Part]
     name: Text | None = None
     refusal: None = None
 
@@ -181,7 +194,7 @@ class ChatRequest(Sampling):
         "verbosity": ("medium",),
     }
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Many[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0)
@@ -190,7 +203,7 @@ class ChatRequest(Sampling):
     parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
     function_call: Any = None
-    modalities: list[str] | None = None
+    modalities: Many[str] | None = None
     audio: Any = None
     prediction: Any = None
     reasoning_effort: str | None = None

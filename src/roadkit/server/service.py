@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from .. import expression
-from ..errors import ExpressionError
+from ..errors import ExpressionError, RoadkitError
 from .auth import Key, Keyring
 from .catalog import Catalog, Entry
 from .errors import ApiError
@@ -43,18 +43,22 @@ class Service:
         self.changing = asyncio.Lock()  # one change of the catalog at a time
         self._meters: dict[str, Meter] = {}
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="roadkit-work")
+        self._changers = ThreadPoolExecutor(2, thread_name_prefix="roadkit-change")
 
     def start(self) -> None:
         """Begin to serve, on the running event loop."""
         self.backend.start()
         for entry in self.registry.entries() if self.registry else []:
             self.catalog.put(entry)
-            if entry.pinned:
+            try:
                 self.residents.pin(entry)
+            except RoadkitError as error:
+                log.error("pinned adapter %s is not kept in memory: %s", entry.name, error)
 
     def close(self) -> None:
         self.backend.close()
         self._workers.shutdown(wait=True)
+        self._changers.shutdown(wait=True)
         if self.registry:
             self.registry.close()
 
@@ -69,14 +73,36 @@ class Service:
             self.backend.cancel(job)
 
     async def work(self, call: Callable[[], Result]) -> Result:
-        """Run something that computes or reads, away from the event loop."""
+        """Run what a request waits for, computing or reading, away from the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, call)
+
+    async def change(self, call: Callable[[], Result]) -> Result:
+        """Run an upload, a download or a look at folders, which may be slow: requests do not wait behind it."""
+        return await asyncio.get_running_loop().run_in_executor(self._changers, call)
 
     def meter(self, key: Key) -> Meter:
         """What a key has used so far."""
         if key.name not in self._meters:
             self._meters[key.name] = Meter(key.quota)
         return self._meters[key.name]
+
+    def keep(
+        self, tenant: str, name: str, config: bytes, weights: bytes, *, public: bool = False, pinned: bool = False
+    ) -> Entry:
+        """Validate, write, make current: what was validated is what is hashed, written and loaded. One at a time."""
+        assert self.registry is not None, "no registry to keep an upload in"
+        self.residents.validate(config, weights, origin=name)
+        entry = self.registry.put(tenant, name, config, weights, public=public, pinned=pinned)
+        self.catalog.put(entry)
+        self.residents.pin(entry)
+        return entry
+
+    def forget(self, entry: Entry) -> None:
+        """Delete an upload. Requests that use it finish."""
+        assert self.registry is not None, "no registry to delete from"
+        self.registry.remove(entry)
+        self.catalog.remove(entry)
+        self.residents.unpin(entry)
 
     def is_base(self, model: str) -> bool:
         return model == self.settings.model

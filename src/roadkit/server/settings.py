@@ -57,8 +57,6 @@ class Settings(Frozen):
     registry: Path | None = None
     allowed_sources: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
-    max_queue: int = Field(default=256, gt=0)  # requests that wait for a row, over all tenants
-    max_queue_per_tenant: int = Field(default=128, gt=0)
     max_resident: int = Field(default=64, gt=0)  # compositions kept in memory beyond those in use
     stream_buffer: int = Field(default=1024, gt=0)  # chunks that a client may be behind
     request_seconds: float = Field(default=600.0, gt=0)

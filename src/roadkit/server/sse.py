@@ -18,6 +18,8 @@ from .generation import Generation
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Content-Type": "text/event-stream; charset=utf-8"}
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps would make one a token
+
 
 class EventStream(Response):
     """`data: {…}` for every object, `data: [DONE]` at the end."""
@@ -33,8 +35,8 @@ class EventStream(Response):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for event in self._events:
-                data = f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n"
-                await send({"type": "http.response.body", "body": data.encode(), "more_body": True})
+                data = f"data: {_encode(event)}\n\n".encode()
+                await send({"type": "http.response.body", "body": data, "more_body": True})
             await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
         finally:
             watcher.cancel()
