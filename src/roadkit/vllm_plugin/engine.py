@@ -6,7 +6,7 @@
 
 Same names as the embedded `Engine`, as coroutines. An adapter's files are copied when it is registered, so a folder
 may change afterwards; each composition has a name, path and id of its own, so no cached block serves another. Ids count
-up and are never given again (vLLM tells adapters apart by them; a hash of 31 bits would meet another's some day).
+up and are never given again.
 """
 
 from __future__ import annotations
@@ -109,26 +109,28 @@ class AsyncVllmEngine:
 
         register()
         slots = slots or max_batch
+        arguments: dict[str, Any] = {
+            "model": models.resolve(name),
+            "dtype": dtype,
+            "max_model_len": max_context,
+            "max_num_seqs": max_batch,
+            "tensor_parallel_size": tensor_parallel_size,
+            "pipeline_parallel_size": pipeline_parallel_size,
+            "distributed_executor_backend": distributed_executor_backend,
+            "enable_lora": True,
+            "max_loras": slots,
+            "max_cpu_loras": max(64, 2 * slots),
+            "additional_config": {"roadkit": {"group_sizes": list(group_sizes)}},
+            "disable_log_stats": True,
+        }
+        known = [field.name for field in fields(AsyncEngineArgs)]
         for option in options or {}:
-            known = [field.name for field in fields(AsyncEngineArgs)]
             if option not in known:
                 raise RoadkitError(f"vLLM has no engine option {option!r}{nearest(option, known)}")
-        arguments = AsyncEngineArgs(
-            model=models.resolve(name),
-            dtype=dtype,  # type: ignore[arg-type]
-            max_model_len=max_context,  # type: ignore[arg-type]
-            max_num_seqs=max_batch,
-            tensor_parallel_size=tensor_parallel_size,
-            pipeline_parallel_size=pipeline_parallel_size,
-            distributed_executor_backend=distributed_executor_backend,
-            enable_lora=True,
-            max_loras=slots,
-            max_cpu_loras=max(64, 2 * slots),
-            additional_config={"roadkit": {"group_sizes": list(group_sizes)}},
-            disable_log_stats=True,
-            **dict(options or {}),
-        )
-        return cls(AsyncLLM.from_engine_args(arguments), models.load_tokenizer(name), folder=folder)
+            if option in arguments:
+                raise RoadkitError(f"the engine option {option!r} is roadkit's to set, here to {arguments[option]!r}")
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, **dict(options or {})))
+        return cls(llm, models.load_tokenizer(name), folder=folder)
 
     # ---- adapters ---------------------------------------------------------------------------------------------------
 
@@ -286,7 +288,11 @@ class AsyncVllmEngine:
             async with self._lock:
                 request = await self._hold(adapter)
                 self._users[request.lora_path] += 1
-                await self._evict()
+                try:
+                    await self._evict()
+                except BaseException:  # the caller gave up
+                    self._users[request.lora_path] -= 1
+                    raise
         else:
             self._users[request.lora_path] += 1
         return request
@@ -325,15 +331,7 @@ class AsyncVllmEngine:
             return known
         await asyncio.to_thread(loading.read, request.lora_path)
         request.lora_int_id = next(self._numbers)
-        try:
-            await self.llm.add_lora(request)
-        except RoadkitError:
-            raise
-        except Exception as error:  # across processes, vLLM hands on the text alone
-            if self.llm.errored:
-                raise
-            text = str(error).removeprefix("Call to add_lora method failed: ")
-            raise AdapterError(text) from error
+        await self.llm.add_lora(request)
         self._loaded[request.lora_path] = request
         return request
 
