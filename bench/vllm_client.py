@@ -66,7 +66,7 @@ def _server(model: str, folder: str, *, road: bool, dtype: str, eager: bool) -> 
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [*VLLM, "serve", model, "--served-model-name", "base", "--port", str(port), "--dtype", dtype]
-    command += ["--max-model-len", "1024", "--max-num-seqs", "32", *(["--enforce-eager"] if eager else [])]
+    command += ["--max-model-len", "512", "--max-num-seqs", "32", *(["--enforce-eager"] if eager else [])]
     if road:
         command += ["--enable-lora", "--max-loras", str(CONCURRENT)]
         command += ["--additional-config", json.dumps({"roadkit": {"group_sizes": [GROUP_SIZE]}})]
