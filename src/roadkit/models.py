@@ -224,6 +224,19 @@ _STRUCTURE = {
 _NESTED = ("text_config", "vision_config", "audio_config", "encoder", "decoder")
 
 
+def load_config(name: str) -> Any:
+    """A base model's transformers configuration. Raises `ModelError`."""
+    from transformers import AutoConfig
+
+    return _loaded(name, AutoConfig, resolve(name))
+
+
+def is_encoder(name: str) -> bool:
+    """Whether a base model gives vectors or labels, not text."""
+    heads = getattr(load_config(name), "architectures", None) or []
+    return bool(heads) and not any(head.endswith(CAUSAL_HEADS) for head in heads)
+
+
 def config_fingerprint(config: Any) -> str:
     """16 hexadecimal digits that name a model's structure: equal for equal shapes, whatever transformers' version.
 

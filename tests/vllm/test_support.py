@@ -6,12 +6,16 @@ import pytest
 
 from roadkit.errors import RoadkitError
 from roadkit.vllm_plugin import _watch_configuration, register, support
+from roadkit.vllm_plugin.worker import EXTENSION
 
 
 def _config(additional, lora=True):
     compilation = SimpleNamespace(cudagraph_specialize_lora=True, mode="compile")
     return SimpleNamespace(
-        additional_config=additional, lora_config=object() if lora else None, compilation_config=compilation
+        additional_config=additional,
+        lora_config=object() if lora else None,
+        compilation_config=compilation,
+        parallel_config=SimpleNamespace(worker_extension_cls=""),
     )
 
 
@@ -54,6 +58,19 @@ def test_the_cpu_platform_does_not_see_the_lora_configuration():
     platform.check_and_update_config(off)
     assert on.seen is None and on.lora_config is not None and on.compilation_config.cudagraph_specialize_lora is False
     assert off.seen is off.lora_config and off.compilation_config.cudagraph_specialize_lora is True
+
+
+def test_workers_get_the_method_unless_somebody_else_needs_theirs():
+    platform = type("P", (_Platform,), {})
+    _watch_configuration(platform, supported=True)
+    on, off, taken = _config({"roadkit": {}}), _config({}), _config({"roadkit": {}})
+    platform.check_and_update_config(on)
+    platform.check_and_update_config(on)
+    platform.check_and_update_config(off)
+    assert on.parallel_config.worker_extension_cls == EXTENSION and off.parallel_config.worker_extension_cls == ""
+    taken.parallel_config.worker_extension_cls = "their.Extension"
+    with pytest.raises(RoadkitError, match=r"worker_extension_cls, which is 'their\.Extension'"):
+        platform.check_and_update_config(taken)
 
 
 def test_unsupported_vllm_refuses_only_engines_that_ask():

@@ -6,7 +6,13 @@ with started(path, max_loras=4) as llm: answers = ask(llm, prompts, [lora_reques
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +82,35 @@ def started(path: str, **options: Any) -> Iterator[Any]:
         del llm
         cleanup_dist_env_and_memory()
         torch._dynamo.reset()
+
+
+@contextlib.contextmanager
+def serving(
+    command: Sequence[str], log: Path, ready: str, environment: Mapping[str, str] = os.environ
+) -> Iterator[Any]:
+    """A server in a process of its own, its engine in another, ended with the block. `ready`: an address to ask."""
+    environment = {name: value for name, value in environment.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    try:
+        while True:
+            assert process.poll() is None, log.read_text()[-5000:]
+            try:
+                urllib.request.urlopen(ready, timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def lora_request(made: Made, number: int) -> Any:

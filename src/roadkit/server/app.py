@@ -38,6 +38,7 @@ def build(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.start()
+        await service.work(service.restore)
         watching = asyncio.create_task(folders.run())
         try:
             yield

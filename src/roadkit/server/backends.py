@@ -22,11 +22,9 @@ def open_backend(
     num_labels: int | None = None,
 ) -> EmbeddedEngine | EncoderEngine:
     """Load a base model. `num_labels` gives an encoder a head for adapters that bring theirs; the base has none then."""
-    from transformers import AutoConfig
-
-    config = models._loaded(model, AutoConfig, models.resolve(model))
-    names = getattr(config, "architectures", None) or []
-    if names and not any(name.endswith(models.CAUSAL_HEADS) for name in names):
+    if models.is_encoder(model):
+        config = models.load_config(model)
+        names = config.architectures
         own_head = any(name.endswith("ForSequenceClassification") for name in names)
         labels = num_labels or (config.num_labels if own_head else None)
         return EncoderEngine(

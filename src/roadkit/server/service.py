@@ -48,6 +48,9 @@ class Service:
     def start(self) -> None:
         """Begin to serve, on the running event loop."""
         self.backend.start()
+
+    def restore(self) -> None:
+        """Bring back what the registry kept; on a thread, since pinned adapters are read and checked."""
         for entry in self.registry.entries() if self.registry else []:
             self.catalog.put(entry)
             try:

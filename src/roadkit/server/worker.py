@@ -70,11 +70,17 @@ class Worker:
             log.debug("an answer had no reader")
 
 
-def check_fit(model: PreTrainedModel, adapter: Adapter) -> None:
-    """Raise `AdapterError` for an adapter of a model with another structure, or with layers that this one lacks."""
-    known, ours = adapter.base.fingerprint, models.config_fingerprint(model.config)
-    if known and known != ours:
+def check_base(fingerprint: str, adapter: Adapter) -> None:
+    """Raise `AdapterError` for an adapter of a model with another structure (see `models.config_fingerprint`)."""
+    known = adapter.base.fingerprint
+    if known and known != fingerprint:
         raise AdapterError(
-            f"the adapter was made for {adapter.base.name!r} (structure {known}), this server's model has structure {ours}"
+            f"the adapter was made for {adapter.base.name!r} (structure {known}), "
+            f"this server's model has structure {fingerprint}"
         )
+
+
+def check_fit(model: PreTrainedModel, adapter: Adapter) -> None:
+    """`check_base`, and `AdapterError` for layers that the model lacks."""
+    check_base(models.config_fingerprint(model.config), adapter)
     modules.match(model, adapter)

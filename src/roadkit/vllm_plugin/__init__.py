@@ -5,8 +5,9 @@
 
     requests → admission (checked) → manager (rows of the bank) → layers (the rotation, in the compiled graph)
 
-Three touches of vLLM, all here and each passed through unless an engine asks for RoAd: the platform's configuration,
-the class of the LoRA manager, and the front ends' `add_request`. `layers.install` adds one attribute a layer.
+Three touches of vLLM, each passed through unless an engine asks for RoAd: the platform's configuration and the class of
+the LoRA manager here, the front ends' `add_lora` and `add_request` in `admission`. `layers.install` adds one attribute a
+layer, and the workers get one method (`worker`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import functools
 import logging
 from typing import Any
+
+from ..errors import RoadkitError
 
 log = logging.getLogger("roadkit.vllm")
 
@@ -50,6 +53,7 @@ def _watch_configuration(platform: Any, *, supported: bool) -> None:
     off, since vLLM's CPU LoRA kernels cannot be compiled. Ours can.
     """
     from . import support
+    from .worker import EXTENSION
 
     original = platform.check_and_update_config
 
@@ -66,6 +70,10 @@ def _watch_configuration(platform: Any, *, supported: bool) -> None:
             original(vllm_config)
         finally:
             vllm_config.lora_config = lora_config
+        extension = vllm_config.parallel_config.worker_extension_cls
+        if extension not in ("", EXTENSION):
+            raise RoadkitError(f"RoAd needs worker_extension_cls, which is {extension!r}; leave it out")
+        vllm_config.parallel_config.worker_extension_cls = EXTENSION
         # vLLM would capture CUDA graphs once with adapters and once without; here both are one graph
         vllm_config.compilation_config.cudagraph_specialize_lora = False
         return None

@@ -3,7 +3,7 @@
     guard()      # vLLM's LLMEngine and AsyncLLM now check an adapter when the first request with it arrives
 
 vLLM loads an adapter when it schedules the request; an exception there ends the engine (0.32). Both front ends can load
-one beforehand through their own `add_lora`, whose errors come back to the caller, so this asks them to.
+one beforehand through their own `add_lora`, so this asks them to, and has each rank answer with words (see `worker`).
 """
 
 from __future__ import annotations
@@ -13,18 +13,59 @@ import inspect
 from collections import OrderedDict
 from typing import Any
 
+from ..errors import AdapterError
 from .support import settings_of
+from .worker import METHOD
 
 _REMEMBERED = 65536
 
 
 def guard() -> None:
-    """Wrap `add_request` of the two front ends. Engines without RoAd are passed through."""
+    """Wrap `add_lora` and `add_request` of the two front ends. Engines without RoAd are passed through."""
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.llm_engine import LLMEngine
 
+    LLMEngine.add_lora = _checked(LLMEngine.add_lora)  # type: ignore[method-assign]
+    AsyncLLM.add_lora = _checked_async(AsyncLLM.add_lora)  # type: ignore[method-assign]
     LLMEngine.add_request = _guarded(LLMEngine.add_request)  # type: ignore[method-assign]
     AsyncLLM.add_request = _guarded_async(AsyncLLM.add_request)  # type: ignore[method-assign]
+
+
+def _checked(original: Any) -> Any:
+    @functools.wraps(original)
+    def add_lora(self: Any, lora_request: Any) -> bool:
+        if settings_of(self.vllm_config) is None:
+            return original(self, lora_request)
+        replies = self.collective_rpc(METHOD, args=_fields(lora_request))
+        if "" in replies and any(replies):
+            self.remove_lora(lora_request.lora_int_id)
+        return _accepted_by(replies)
+
+    return add_lora
+
+
+def _checked_async(original: Any) -> Any:
+    @functools.wraps(original)
+    async def add_lora(self: Any, lora_request: Any) -> bool:
+        if settings_of(self.vllm_config) is None:
+            return await original(self, lora_request)
+        replies = await self.collective_rpc(METHOD, args=_fields(lora_request))
+        if "" in replies and any(replies):
+            await self.remove_lora(lora_request.lora_int_id)
+        return _accepted_by(replies)
+
+    return add_lora
+
+
+def _fields(request: Any) -> tuple[str, int, str, bool]:
+    return request.lora_name, request.lora_int_id, request.lora_path, request.load_inplace
+
+
+def _accepted_by(replies: list[str]) -> bool:
+    """True where every rank loaded the adapter. Raises `AdapterError` with the first rank's reason."""
+    for reason in filter(None, replies):
+        raise AdapterError(reason)
+    return True
 
 
 def _guarded(original: Any) -> Any:

@@ -5,7 +5,8 @@
     async for chunk in stream: print(chunk.text)
 
 Same names as the embedded `Engine`, as coroutines. An adapter's files are copied when it is registered, so a folder
-may change afterwards; each composition has a name, path and id of its own, so no cached block serves another.
+may change afterwards; each composition has a name, path and id of its own, so no cached block serves another. Ids count
+up and are never given again.
 """
 
 from __future__ import annotations
@@ -15,19 +16,29 @@ import itertools
 import os
 import shutil
 import tempfile
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import expression, models, store
 from ..adapter import Adapter
-from ..engine.request import Chunk, Completion, Request
-from ..errors import AdapterError, ExpressionError, RequestError, RoadkitError
+from ..engine.request import Chunk, Completion, Message, Request
+from ..errors import AdapterError, ExpressionError, RequestError, RoadkitError, nearest
 from ..files import replaced_directory
 from . import loading, register
 from .params import sampling_params
 from .stream import VllmStream
+
+
+class Prepared(NamedTuple):
+    """A checked request: what vLLM is given. `adapter` is an expression, a value, or None."""
+
+    token_ids: list[int]
+    parameters: Any
+    adapter: str | Adapter | None
 
 
 class AsyncVllmEngine:
@@ -35,31 +46,48 @@ class AsyncVllmEngine:
 
     llm        vLLM's `AsyncLLM`, started with RoAd on
     tokenizer  the model's, which renders chat messages as the embedded engine does
-    folder     where registered adapters are copied to; every worker must see it, so on several machines it is shared
-               storage. By default a temporary folder of this machine
+    folder     where a folder of copies of the registered adapters is made, and deleted by `close`; every worker must
+               see it, so on several machines it is shared storage. By default this machine's temporary folder
     """
 
     def __init__(self, llm: Any, tokenizer: Any, *, folder: str | os.PathLike | None = None):
         self.llm, self.tokenizer = llm, tokenizer
         config = llm.vllm_config
+        self.hf_config = config.model_config.hf_config
         self.max_context: int = config.model_config.max_model_len
+        self.max_batch: int = config.scheduler_config.max_num_seqs
         self.vocab_size: int = config.model_config.get_vocab_size()
         self.max_idle: int = config.lora_config.max_cpu_loras  # compositions kept although no request uses them
-        self._own = None if folder is not None else tempfile.TemporaryDirectory(prefix="roadkit-vllm-")
-        self.folder = Path(folder if folder is not None else self._own.name)  # type: ignore[union-attr]
-        self._sources: dict[str, loading.Source] = {}
+        self._copies = tempfile.TemporaryDirectory(prefix="roadkit-vllm-", dir=folder)
+        self.folder = Path(self._copies.name)
+        self._sources: dict[str, loading.Source] = {}  # of the registered adapters
+        self._values: dict[str, loading.Source] = {}  # of adapters given as values, by their content
         self._loaded: OrderedDict[str, Any] = OrderedDict()  # path → LoRARequest, least recently used first
         self._users: Counter[str] = Counter()
         self._streams: dict[str, VllmStream] = {}
         self._ids, self._numbers = itertools.count(), itertools.count(1)
         self._lock = asyncio.Lock()  # loading and evicting: one at a time, requests go on
+        self._tokenizing = threading.Lock()  # fast tokenizers dislike being set up by two threads at once
 
     @classmethod
     async def from_pretrained(
+        cls, name: str, *, adapters: Mapping[str, Adapter | str | os.PathLike] | None = None, **options: Any
+    ) -> AsyncVllmEngine:
+        """Start vLLM on a base model and register adapters. `options`: those of `start`."""
+        engine = cls.start(name, **options)
+        try:
+            for adapter, source in (adapters or {}).items():
+                await engine.add_adapter(adapter, source)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    @classmethod
+    def start(
         cls,
         name: str,
         *,
-        adapters: Mapping[str, Adapter | str | os.PathLike] | None = None,
         dtype: str = "float32",
         max_batch: int = 8,
         slots: int | None = None,
@@ -71,34 +99,38 @@ class AsyncVllmEngine:
         folder: str | os.PathLike | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> AsyncVllmEngine:
-        """Start vLLM on a base model. `options` are further fields of vLLM's `AsyncEngineArgs`, passed as they are."""
+        """Start vLLM on a base model, in or outside an event loop; all coroutines then belong to one loop.
+
+        slots    how many different adapters a step may hold, by default one for each of `max_batch` requests
+        options  further fields of vLLM's `AsyncEngineArgs`, passed as they are
+        """
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         register()
         slots = slots or max_batch
-        arguments = AsyncEngineArgs(
-            model=models.resolve(name),
-            dtype=dtype,  # type: ignore[arg-type]
-            max_model_len=max_context,  # type: ignore[arg-type]
-            max_num_seqs=max_batch,
-            tensor_parallel_size=tensor_parallel_size,
-            pipeline_parallel_size=pipeline_parallel_size,
-            distributed_executor_backend=distributed_executor_backend,
-            enable_lora=True,
-            max_loras=slots,
-            max_cpu_loras=max(64, 2 * slots),
-            additional_config={"roadkit": {"group_sizes": list(group_sizes)}},
-            **dict(options or {}),
-        )
-        engine = cls(AsyncLLM.from_engine_args(arguments), models.load_tokenizer(name), folder=folder)
-        try:
-            for adapter, source in (adapters or {}).items():
-                await engine.add_adapter(adapter, source)
-        except BaseException:
-            engine.close()
-            raise
-        return engine
+        arguments: dict[str, Any] = {
+            "model": models.resolve(name),
+            "dtype": dtype,
+            "max_model_len": max_context,
+            "max_num_seqs": max_batch,
+            "tensor_parallel_size": tensor_parallel_size,
+            "pipeline_parallel_size": pipeline_parallel_size,
+            "distributed_executor_backend": distributed_executor_backend,
+            "enable_lora": True,
+            "max_loras": slots,
+            "max_cpu_loras": max(64, 2 * slots),
+            "additional_config": {"roadkit": {"group_sizes": list(group_sizes)}},
+            "disable_log_stats": True,
+        }
+        known = [field.name for field in fields(AsyncEngineArgs)]
+        for option in options or {}:
+            if option not in known:
+                raise RoadkitError(f"vLLM has no engine option {option!r}{nearest(option, known)}")
+            if option in arguments:
+                raise RoadkitError(f"the engine option {option!r} is roadkit's to set, here to {arguments[option]!r}")
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, **dict(options or {})))
+        return cls(llm, models.load_tokenizer(name), folder=folder)
 
     # ---- adapters ---------------------------------------------------------------------------------------------------
 
@@ -116,39 +148,71 @@ class AsyncVllmEngine:
             raise AdapterError(f"{name!r} is no adapter name: letters, digits and _.:/@- after a letter, digit or _")
         async with self._lock:
             copied = await asyncio.to_thread(self._copy, source)
-            previous = self._sources.get(name)
+            await self._load(loading.make_request((expression.Term(name, 1.0),), {name: copied}))
             self._sources[name] = copied
-            try:
-                await self._load((expression.Term(name, 1.0),))
-            except BaseException:
-                del self._sources[name]
-                if previous is not None:
-                    self._sources[name] = previous
-                raise
             await self._evict()
+            self._sweep()
 
     async def remove_adapter(self, name: str) -> None:
         """Forget an adapter; accepted requests that use it finish."""
-        if name not in self._sources:
-            raise ExpressionError(f"no adapter {name!r}")
         async with self._lock:
+            if name not in self._sources:
+                raise ExpressionError(f"no adapter {name!r}")
             del self._sources[name]
+            await self._evict()
+            self._sweep()
+
+    async def check(self, adapter: Adapter) -> None:
+        """Have every worker load an adapter that no name needs. Raises `AdapterError` where one cannot serve it."""
+        async with self._lock:
+            await self._hold(adapter)
             await self._evict()
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 
-    async def submit(self, request: Request) -> VllmStream:
-        """Start a request. Raises `RequestError`, `ExpressionError` or `AdapterError`; other requests are not touched."""
-        token_ids = self._encode(request)
-        parameters = sampling_params(request)
+    def encode(self, prompt: str | list[Message] | list[int]) -> list[int]:
+        """The prompt's tokens; on any thread. Raises `RequestError`."""
+        if isinstance(prompt, str):
+            with self._tokenizing:
+                token_ids = list(self.tokenizer(prompt)["input_ids"])
+        elif prompt and isinstance(prompt[0], dict):
+            token_ids = self._encode_messages(prompt)
+        else:
+            token_ids = [token for token in prompt if isinstance(token, int)]
+        if not token_ids:
+            raise RequestError("the prompt is empty: it has no tokens")
+        outside = next((token for token in token_ids if not 0 <= token < self.vocab_size), None)
+        if outside is not None:
+            raise RequestError(f"token id {outside} is outside the vocabulary of {self.vocab_size}")
+        return token_ids
+
+    def prepare(self, request: Request, *, adapter: Adapter | None = None) -> Prepared:
+        """Check a request, all but its adapter; on any thread. `adapter`: a value instead of the request's expression.
+
+        Raises `RequestError`.
+        """
+        token_ids = self.encode(request.prompt)
+        if len(token_ids) + request.max_tokens > self.max_context:
+            raise RequestError(
+                f"the prompt has {len(token_ids)} tokens and max_tokens is {request.max_tokens}, "
+                f"together at most {self.max_context} fit the context"
+            )
+        return Prepared(token_ids, sampling_params(request), request.adapter if adapter is None else adapter)
+
+    async def submit(self, request: Request | Prepared, *, tenant: str = "") -> VllmStream:
+        """Start a request. Raises `RequestError`, `ExpressionError` or `AdapterError`; other requests are not touched.
+
+        tenant  requests of different tenants share no block of the prefix cache
+        """
+        prepared = request if isinstance(request, Prepared) else self.prepare(request)
+        prompt: dict[str, Any] = {"prompt_token_ids": prepared.token_ids}
+        if tenant:
+            prompt["cache_salt"] = tenant
         lora_request = None
-        if request.adapter is not None:
-            async with self._lock:
-                lora_request = await self._load(expression.parse(request.adapter, self._sources))
-                self._users[lora_request.lora_path] += 1
-                await self._evict()
+        if prepared.adapter is not None:
+            lora_request = await self._acquire(prepared.adapter)
         stream = VllmStream(
-            self.llm, f"roadkit-{next(self._ids)}", token_ids, parameters, lora_request, ended=self._forget
+            self.llm, f"roadkit-{next(self._ids)}", prompt, prepared.parameters, lora_request, ended=self._forget
         )
         self._streams[stream.id] = stream
         return stream
@@ -179,6 +243,11 @@ class AsyncVllmEngine:
         if stream is not None:
             await stream.cancel()
 
+    @property
+    def alive(self) -> bool:
+        """False once vLLM's engine has ended; nothing will be answered any more."""
+        return not self.llm.errored
+
     def stats(self) -> dict[str, int]:
         """How many requests are in flight, adapters registered, compositions loaded and in use."""
         used = sum(count > 0 for count in self._users.values())
@@ -192,8 +261,7 @@ class AsyncVllmEngine:
     def close(self) -> None:
         """End vLLM and its workers, and delete the copies of adapters that this engine made."""
         self.llm.shutdown()
-        if self._own is not None:
-            self._own.cleanup()
+        self._copies.cleanup()
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
@@ -213,59 +281,85 @@ class AsyncVllmEngine:
                 (folder / store.WEIGHTS).write_bytes(weights)
         return loading.Source(str(target), adapter.content_hash)
 
-    async def _load(self, terms: tuple[expression.Term, ...]) -> Any:
-        """The vLLM request of a composition, loaded by every worker. Composed here first: errors are exact then."""
-        request = loading.make_request(terms, self._sources)
+    async def _acquire(self, adapter: str | Adapter) -> Any:
+        """The vLLM request of an expression or a value, loaded, with one more user."""
+        request = self._known(adapter)  # does not wait while another adapter is being loaded
+        if request is None:
+            async with self._lock:
+                request = await self._hold(adapter)
+                self._users[request.lora_path] += 1
+                try:
+                    await self._evict()
+                except BaseException:  # the caller gave up
+                    self._users[request.lora_path] -= 1
+                    raise
+        else:
+            self._users[request.lora_path] += 1
+        return request
+
+    def _known(self, adapter: str | Adapter) -> Any:
+        if isinstance(adapter, str):
+            request = loading.make_request(expression.parse(adapter, self._sources), self._sources)
+        elif adapter.content_hash in self._values:
+            request = self._request_of(adapter, self._values[adapter.content_hash])
+        else:
+            return None
+        if request.lora_path in self._loaded:
+            self._loaded.move_to_end(request.lora_path)
+        return self._loaded.get(request.lora_path)
+
+    async def _hold(self, adapter: str | Adapter) -> Any:
+        if isinstance(adapter, str):
+            return await self._load(loading.make_request(expression.parse(adapter, self._sources), self._sources))
+        source = self._values.get(adapter.content_hash)
+        if source is None:
+            source = await asyncio.to_thread(self._copy, adapter)
+        request = await self._load(self._request_of(adapter, source))
+        self._values[adapter.content_hash] = source
+        return request
+
+    @staticmethod
+    def _request_of(adapter: Adapter, source: loading.Source) -> Any:
+        name = f"value-{adapter.content_hash[:16]}"
+        return loading.make_request((expression.Term(name, 1.0),), {name: source})
+
+    async def _load(self, request: Any) -> Any:
+        """A composition's request once every worker has loaded it. Composed here first: errors are exact then."""
         known = self._loaded.get(request.lora_path)
         if known is not None:
             self._loaded.move_to_end(request.lora_path)
             return known
         await asyncio.to_thread(loading.read, request.lora_path)
         request.lora_int_id = next(self._numbers)
-        try:
-            await self.llm.add_lora(request)
-        except RoadkitError:
-            raise
-        except Exception as error:  # across processes, vLLM hands on the text alone
-            text = str(error).removeprefix("Call to add_lora method failed: ")
-            raise AdapterError(text) from error
+        await self.llm.add_lora(request)
         self._loaded[request.lora_path] = request
         return request
 
     async def _evict(self) -> None:
-        """Let vLLM forget compositions beyond `max_idle` that no request uses, and delete files that nothing needs."""
+        """Let vLLM forget compositions beyond `max_idle` that no request uses."""
         idle = [path for path in self._loaded if self._users[path] <= 0]
         for path in idle[: max(0, len(idle) - self.max_idle)]:
-            await self.llm.remove_lora(self._loaded.pop(path).lora_int_id)
-            del self._users[path]
-        needed = {source.path for source in self._sources.values()}
-        needed |= {source for path in self._loaded for source in loading.sources_of(path)}
-        for entry in self.folder.iterdir() if self._own is not None else ():
-            if str(entry) not in needed and not entry.name.startswith("."):
+            if self._users[path] <= 0:  # nobody came while another was removed
+                del self._users[path]
+                await self.llm.remove_lora(self._loaded.pop(path).lora_int_id)
+        if len(idle) > self.max_idle:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete the copies that nothing needs."""
+        needed = {source for path in self._loaded for source in loading.sources_of(path)}
+        self._values = {content: source for content, source in self._values.items() if source.path in needed}
+        needed |= {source.path for source in self._sources.values()}
+        for entry in self.folder.iterdir():
+            if str(entry) not in needed and not entry.name.startswith("."):  # a dot: being written
                 shutil.rmtree(entry, ignore_errors=True)
 
-    def _encode(self, request: Request) -> list[int]:
-        prompt = request.prompt
-        if isinstance(prompt, str):
-            token_ids = list(self.tokenizer(prompt)["input_ids"])
-        elif prompt and isinstance(prompt[0], dict):
-            if not getattr(self.tokenizer, "chat_template", None):
-                raise RequestError("the model has no chat template; send the prompt as text")
+    def _encode_messages(self, messages: Sequence[Any]) -> list[int]:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise RequestError("the model has no chat template; send the prompt as text")
+        with self._tokenizing:
             try:
-                text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+                text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             except Exception as error:  # jinja's errors: a role or message that the template refuses
                 raise RequestError(f"the model's chat template refuses these messages: {error}") from error
-            token_ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        else:
-            token_ids = [token for token in prompt if isinstance(token, int)]
-        if not token_ids:
-            raise RequestError("the prompt is empty: it has no tokens")
-        outside = next((token for token in token_ids if not 0 <= token < self.vocab_size), None)
-        if outside is not None:
-            raise RequestError(f"token id {outside} is outside the vocabulary of {self.vocab_size}")
-        if len(token_ids) + request.max_tokens > self.max_context:
-            raise RequestError(
-                f"the prompt has {len(token_ids)} tokens and max_tokens is {request.max_tokens}, "
-                f"together at most {self.max_context} fit the context"
-            )
-        return token_ids
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

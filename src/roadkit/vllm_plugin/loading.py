@@ -36,10 +36,10 @@ def register(path: str) -> Source:
     return Source(str(path), store.load(path).content_hash)
 
 
-def make_request(terms: tuple[expression.Term, ...], sources: Mapping[str, Source], *, number: int = 0) -> LoRARequest:
-    """The vLLM request of an expression: its name, path and (63-bit) id are functions of the content.
+def make_request(terms: tuple[expression.Term, ...], sources: Mapping[str, Source]) -> LoRARequest:
+    """The vLLM request of an expression: its name, path and id (31 bits) are functions of the content.
 
-    number  an id to use instead, for vLLM's front end, which numbers what a resolver returns
+    A long-lived front end numbers its requests itself: of a million ids of 31 bits, some would be equal.
     """
     from vllm.lora.request import LoRARequest
 
@@ -49,7 +49,7 @@ def make_request(terms: tuple[expression.Term, ...], sources: Mapping[str, Sourc
     key = hashlib.sha256(json.dumps([[sources[term.name].content_hash, term.strength] for term in terms]).encode())
     return LoRARequest(
         lora_name=f"{expression.canonical(terms)}@{key.hexdigest()[:16]}",
-        lora_int_id=number or int.from_bytes(key.digest()[:8], "big") >> 33 or 1,
+        lora_int_id=int.from_bytes(key.digest()[:8], "big") >> 33 or 1,
         lora_path=path,
     )
 

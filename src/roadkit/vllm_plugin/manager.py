@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +57,7 @@ class RoadManager:
         self.bank: Bank
         self._residents: OrderedDict[int, Resident] = OrderedDict()  # id → adapter, least recently used first
         self._slots: OrderedDict[int, int] = OrderedDict()  # id → slot, least recently used first
-        self._versions: dict[tuple[str, str], str] = {}  # (name, path) → content when first seen
+        self._versions: dict[tuple[str, str], str] = {}  # (name, directory) → content when first seen
 
     # ---- called once ----------------------------------------------------------------------------------------------
 
@@ -81,8 +81,11 @@ class RoadManager:
 
     # ---- adapters ---------------------------------------------------------------------------------------------------
 
-    def add_adapter(self, request: Any) -> bool:
-        """Load an adapter, if it is not there yet. True if it was loaded. Raises `AdapterError`; nothing changes then."""
+    def add_adapter(self, request: Any, *, keep: Collection[int] = ()) -> bool:
+        """Load an adapter, if it is not there yet; those of `keep` (ids) don't leave memory for it.
+
+        True if it was loaded. Raises `AdapterError`; nothing changes then.
+        """
         if request.load_inplace:
             raise AdapterError(
                 f"{request.lora_name}: load_inplace would swap weights under running requests and leave stale blocks in "
@@ -102,7 +105,7 @@ class RoadManager:
             return loaded
         row = self._load(request)
         self._residents[request.lora_int_id] = Resident(request.lora_name, request.lora_path, row)
-        self._shrink({request.lora_int_id})
+        self._shrink({request.lora_int_id, *keep})
         return True
 
     def remove_adapter(self, adapter_id: int) -> bool:
@@ -115,9 +118,9 @@ class RoadManager:
         return True
 
     def pin_adapter(self, adapter_id: int) -> bool:
-        """Keep an adapter in memory until it is removed."""
+        """Keep an adapter in memory until it is removed; False where none of that id is loaded."""
         if adapter_id not in self.list_adapters():
-            raise AdapterError(f"no adapter with id {adapter_id} is loaded, loaded are {sorted(self.list_adapters())}")
+            return False
         self._residents[adapter_id].pinned = True
         return True
 
@@ -141,8 +144,7 @@ class RoadManager:
         for request in requests:
             try:
                 if request.lora_int_id not in self._residents:
-                    self.add_adapter(request)
-                    self._shrink(wanted)
+                    self.add_adapter(request, keep=wanted)
                 slot_of[request.lora_int_id] = self._activate(request.lora_int_id, wanted)
             except (AdapterError, ValueError, OSError) as error:
                 log.error("requests with adapter %r cannot be answered any more: %s", request.lora_name, error)
@@ -174,7 +176,8 @@ class RoadManager:
         names = {name: self._own_name(name) for name in adapter.layout.layers}
         self.bank.found.check(adapter, names)
         row = self.bank.row(adapter, names)
-        self._versions[version] = adapter.content_hash
+        if not request.lora_path.startswith(loading.SCHEME):  # those paths say which content they mean
+            self._versions[version] = adapter.content_hash
         return row.pin_memory() if self.device.type == "cuda" else row
 
     def _own_name(self, name: str) -> str:

@@ -92,12 +92,15 @@ class Survey:
                 trained = f"; was it trained on {adapter.base.name!r}?" if adapter.base.name else ""
                 yield f"{name}: adapter is {width} wide, layer {part.full_width}{trained}"
                 return
-            if not part.fits(group_size):
-                fitting = math.gcd(part.start, part.width, group_size)
+            parts = self.layers[owner].parts  # one rotation for all of them
+            cut = next((part for part in [part, *parts] if not part.fits(group_size)), None)
+            if cut is not None:
+                fitting = math.gcd(group_size, *(bound for part in parts for bound in (part.start, part.width)))
                 mend = f"group_size={fitting} would fit" if fitting % 2 == 0 else "no group size fits, use fewer ranks"
+                where = "" if cut is part else f" of {cut.name}, which vLLM keeps in the same layer"
                 yield (
-                    f"{name}: group_size {group_size} cuts a pair, this rank holds rows {part.start} to "
-                    f"{part.start + part.width} of {width}; {mend}"
+                    f"{name}: group_size {group_size} cuts a pair{where}, this rank holds rows {cut.start} to "
+                    f"{cut.start + cut.width} of {cut.full_width}; {mend}"
                 )
                 return
 

@@ -24,7 +24,7 @@ class VllmStream:
         self,
         llm: Any,
         stream_id: str,
-        token_ids: list[int],
+        prompt: dict[str, Any],
         parameters: Any,
         lora_request: Any,
         *,
@@ -34,7 +34,7 @@ class VllmStream:
         self._llm, self._ended, self._closed = llm, ended, False
         self._chunks: asyncio.Queue[Chunk] = asyncio.Queue()
         self._pieces: list[Chunk] = []
-        self._task = asyncio.create_task(self._pump(token_ids, parameters))
+        self._task = asyncio.create_task(self._pump(prompt, parameters))
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         while True:
@@ -57,11 +57,9 @@ class VllmStream:
         await asyncio.wait([self._task])
         self._end("cancelled")
 
-    async def _pump(self, token_ids: list[int], parameters: Any) -> None:
+    async def _pump(self, prompt: dict[str, Any], parameters: Any) -> None:
         try:
-            async for output in self._llm.generate(
-                {"prompt_token_ids": token_ids}, parameters, self.id, lora_request=self.lora_request
-            ):
+            async for output in self._llm.generate(prompt, parameters, self.id, lora_request=self.lora_request):
                 chunk = to_chunk(output, self._pieces, parameters)
                 self._pieces.append(chunk)
                 self._chunks.put_nowait(chunk)
