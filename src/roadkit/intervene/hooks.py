@@ -68,7 +68,7 @@ class _Site:
     """Forward hook of one site: rows of every sample rotated by its own intervention, then interchanged."""
 
     def __init__(self, name: str, items: Sequence[Intervention | None], current: Pass):
-        self.name, self.items, self.current = name, items, current
+        self.name, self.items, self.current = name, list(items), current
         acting = [item for item in items if item is not None and name in item.sites]
         self.slots: dict[int, int] = {id(item): 1 + slot for slot, item in enumerate(acting)}
         layers = [item.rotation.layer(name) for item in acting]

@@ -41,20 +41,20 @@ class Positions:
         """`all`, `prompt`, or parts `first:K`, `last:K`, `at:I,J` joined by `+`. Raises `RequestError`."""
         if text in ("all", "prompt"):
             return cls(every=text)
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         at: list[int] = []
         for part in text.split("+"):
             match = _PART.fullmatch(part.strip())
-            if match is None or match[1] in found:
+            if match is None or match[1] in counts:
                 raise RequestError(
                     f"positions {text!r}: {part.strip()!r} is not understood here; "
                     "write all, prompt, or first:K, last:K and at:I,J joined by +"
                 )
             if match[1]:
-                found[match[1]] = int(match[2])
+                counts[match[1]] = int(match[2])
             else:
                 at += [int(number) for number in match[3].split(",")]
-        return cls(at=tuple(at), **found)
+        return cls(counts.get("first", 0), counts.get("last", 0), tuple(at))
 
     def __str__(self) -> str:
         if self.every != "no":

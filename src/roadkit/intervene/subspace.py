@@ -9,6 +9,7 @@ made of whole pairs, so a block of R is never cut in two.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -53,10 +54,7 @@ class Subspace:
         if not 1 <= parts <= pairs:
             raise AlgebraError(f"{pairs} pairs of width {width} cannot be split into {parts} parts")
         edges = [pairs * part // parts for part in range(parts + 1)]
-        return tuple(
-            cls(width, group_size, frozenset(range(first, last)))
-            for first, last in zip(edges[:-1], edges[1:], strict=True)
-        )
+        return tuple(cls(width, group_size, frozenset(range(first, last))) for first, last in itertools.pairwise(edges))
 
     @classmethod
     def outputs(cls, width: int, outputs: Collection[int], *, group_size: int = 64) -> Subspace:

@@ -71,6 +71,8 @@ class Learnt:
 class RotationEdit(nn.Module):
     """A trainable R at one site: h [n, d] → Pᵀ(P R h − P h) + h, P the union of the active tasks' pairs."""
 
+    masks: Tensor
+
     def __init__(self, subspaces: Sequence[Subspace], *, variant: str = "road_1"):
         super().__init__()
         width, self.group_size, self.variant = subspaces[0].width, subspaces[0].group_size, variant
@@ -184,11 +186,15 @@ def losses_of(
     active: Active,
     positions: Positions,
 ) -> Tensor:
-    """[rows]: each one's mean cross entropy (nats a token) over its answer, under the edits of its active tasks."""
-    batch = pad_batch([{"input_ids": row.input_ids, "labels": row.labels} for row in rows], 0)
-    batch = {key: value.to(model.device) for key, value in batch.items()}
+    """`answer_losses` under the edits of each row's active tasks."""
     with edited(model, edits, active, positions=positions, num_prompt=[row.num_prompt for row in rows]):
-        logits, targets = answer_logits(model, batch)
+        return answer_losses(model, rows)
+
+
+def answer_losses(model: PreTrainedModel, rows: Sequence[TaskRow]) -> Tensor:
+    """[rows]: each one's mean cross entropy (nats a token) over its answer."""
+    batch = pad_batch([{"input_ids": row.input_ids, "labels": row.labels} for row in rows], 0)
+    logits, targets = answer_logits(model, {key: value.to(model.device) for key, value in batch.items()})
     each = cross_entropy(logits, targets, reduction="none")
     counts = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
     return torch.stack([part.mean() for part in each.split(counts)])
