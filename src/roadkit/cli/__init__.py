@@ -1,6 +1,6 @@
 """The command line, one file a verb: parse, call one function, print.
 
-roadkit demo | train | eval | generate | serve | chat | bench | adapter
+roadkit demo | train | eval | generate | serve | chat | bench | adapter | reproduce
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import typer
 
 from ..errors import RoadkitError
-from . import adapter, bench, chat, demo, eval, generate, serve, train
+from . import adapter, bench, chat, demo, eval, generate, reproduce, serve, train
 
 app = typer.Typer(
     name="roadkit",
@@ -29,6 +29,7 @@ app.command()(serve.serve)
 app.command()(chat.chat)
 app.command()(bench.bench)
 app.add_typer(adapter.app, name="adapter")
+app.add_typer(reproduce.app, name="reproduce")
 
 
 @app.callback()
