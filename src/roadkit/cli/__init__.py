@@ -11,7 +11,7 @@ import sys
 import typer
 
 from ..errors import RoadkitError
-from . import adapter, bench, chat, demo, eval, generate, reproduce, serve, train
+from . import adapter, algebra, bench, chat, demo, eval, generate, reproduce, serve, train
 
 app = typer.Typer(
     name="roadkit",
@@ -28,6 +28,7 @@ app.command()(generate.generate)
 app.command()(serve.serve)
 app.command()(chat.chat)
 app.command()(bench.bench)
+algebra.add_to(adapter.app)
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(reproduce.app, name="reproduce")
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +272,7 @@ def _answers(
 
 def _language() -> Callable[[str], str]:
     try:
-        import py3langid
+        py3langid: Any = import_module("py3langid")
     except ImportError as error:
         raise RecipeError("the language of answers needs py3langid: pip install 'roadkit[experiments]'") from error
     return lambda text: py3langid.classify(text)[0] if text.strip() else "none"
