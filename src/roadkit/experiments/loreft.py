@@ -23,8 +23,9 @@ class LoreftEdit(nn.Module):
     def __init__(self, width: int, tasks: Sequence[int]):
         super().__init__()
         rank = sum(tasks)
-        self.rotate = orthogonal(nn.Linear(width, rank, bias=False))
-        nn.init.orthogonal_(self.rotate.parametrizations.weight.original)  # type: ignore[union-attr, arg-type]
+        rotate = nn.Linear(width, rank, bias=False)
+        nn.init.orthogonal_(rotate.weight)
+        self.rotate = orthogonal(rotate)
         self.source = nn.Linear(width, rank)
         owner = torch.repeat_interleave(torch.arange(len(tasks)), torch.tensor(tasks))
         self.register_buffer("owns", owner == torch.arange(len(tasks)).unsqueeze(1))  # [tasks, rank]

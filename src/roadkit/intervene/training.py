@@ -28,7 +28,7 @@ from ..errors import RecipeError
 from ..models import config_fingerprint
 from ..rotation import num_parameters
 from ..train.answers import answer_logits, pad_batch
-from ..train.data import read_table
+from ..train.data import Table, read_table
 from ..train.prepared import prepare
 from ..train.tokens import IGNORED
 from ..train.tuned import borrowed
@@ -88,18 +88,26 @@ class RotationEdit(nn.Module):
 
 
 def encode_tasks(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, column: str = "subspace", table: Any = None
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, column: str = "subspace", table: Table | None = None
 ) -> list[TaskRow]:
     """Tokenise a recipe's data; `column` names each row's task. Raises `RecipeError` as training does."""
     table = read_table(recipe.data, split=recipe.split, limit=recipe.max_examples) if table is None else table
     tasks: dict[str, list[int]] = {}
     for i in range(len(table)):
         tasks.setdefault(table.text(i, column), []).append(i)
-    rows = []
-    for task, indices in tasks.items():
-        encoded = prepare(recipe, tokenizer=tokenizer, table=table.take(indices)).train
-        rows += [TaskRow(task, list(row["input_ids"]), list(row["labels"])) for row in encoded.examples]
-    return rows
+    return [
+        row
+        for task, indices in tasks.items()
+        for row in encode_rows(recipe, tokenizer, task=task, table=table.take(indices))
+    ]
+
+
+def encode_rows(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, task: str = "", table: Table | None = None
+) -> list[TaskRow]:
+    """Tokenise a recipe's data (or `table`) as rows of one task."""
+    encoded = prepare(recipe, tokenizer=tokenizer, table=table).train
+    return [TaskRow(task, list(row["input_ids"]), list(row["labels"])) for row in encoded.examples]
 
 
 def train(
