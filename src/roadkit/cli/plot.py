@@ -67,7 +67,10 @@ def sweep(
     from ..train import Recipe
 
     sources = named_adapters(adapters)
-    tasks = dict(item.split("=", 1) if "=" in item else (name, item) for name, item in zip(sources, data, strict=False))
+    tasks: dict[str, str] = {}
+    for name, item in zip(sources, data, strict=False):
+        label, equals, file = item.partition("=")
+        tasks[label if equals else name] = file if equals else item
     if tasks.keys() != sources.keys():
         raise RoadkitError(f"adapters {', '.join(sources)} need one --data each, got it for {', '.join(tasks)}")
     base, tokenizer = models.load_causal(model), models.load_tokenizer(model)
