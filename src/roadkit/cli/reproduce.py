@@ -1,4 +1,4 @@
-"""`roadkit reproduce composition | report`: the paper's experiments; finished runs are kept and never run twice."""
+"""`roadkit reproduce composition | merging | report`: the paper's experiments; finished runs are kept and never run twice."""
 
 from __future__ import annotations
 
@@ -46,6 +46,26 @@ def composition(
     if json:
         facts = {"ledger": str(ledger.path), "runs": len(ledger.rows()), "settings": dataclasses.asdict(settings)}
         typer.echo(jsonlib.dumps({**facts, "tables": [str(path) for path in written]}))
+
+
+@app.command()
+def merging(
+    output: Path = typer.Option(Path("results/merging"), "--output", "-o", help="Folder of the ledger and tables."),
+    data: Path = typer.Option(Path("../shared/data"), help="Folder that holds classify/clinc150_*."),
+    model: str = typer.Option("minilm", help="Encoder: hub id, folder, or minilm."),
+    rows: int = typer.Option(300, help="Training rows of each task."),
+    epochs: int = typer.Option(3, help="Passes over the training rows."),
+    seed: int = typer.Option(0, help="Of the rows drawn, their order and LoRA's start."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line."),
+) -> None:
+    """Four tasks' adapters made into one: RoAd's product and mean beside PEFT's merges of LoRAs."""
+    from ..experiments.merging import Settings, run
+    from ..experiments.report import write
+
+    settings = Settings(model=model, rows=rows, epochs=epochs)
+    ledger = run(settings, output, data=data, seed=seed, progress=lambda line: typer.echo(line, err=json))
+    written = [str(path) for path in write(ledger)]
+    typer.echo(jsonlib.dumps({"ledger": str(ledger.path), "tables": written}) if json else "\n".join(written))
 
 
 @app.command()

@@ -13,18 +13,28 @@ from typing import Any
 
 from ..files import write_atomic
 from .ledger import Ledger
+from .merging import survival
 
 
 def write(ledger: Ledger) -> list[Path]:
-    """Write the files beside the ledger; the newest run of each arm, seed and setting counts."""
-    newest = {row["key"]: row for row in ledger.rows() if row["recipe"].get("experiment") == "composition"}
-    folder, rows = ledger.path.parent, list(newest.values())
-    losses = [loss for row in rows for loss in _losses(row)]
-    answers = [answer for row in rows for answer in _answers(row)]
-    write_atomic(folder / "losses.csv", _csv(losses))
-    write_atomic(folder / "answers.csv", _csv(answers))
-    write_atomic(folder / "report.md", _markdown(rows, losses, answers))
-    return [folder / name for name in ("report.md", "losses.csv", "answers.csv")]
+    """Write the files beside the ledger; the newest run of each recipe and seed counts."""
+    newest = {row["key"]: row for row in ledger.rows()}
+    folder, files = ledger.path.parent, {}
+    composition = [row for row in newest.values() if row["recipe"].get("experiment") == "composition"]
+    merging = [row for row in newest.values() if row["recipe"].get("experiment") == "merging"]
+    report: list[str] = []
+    if composition:
+        losses = [loss for row in composition for loss in _losses(row)]
+        answers = [answer for row in composition for answer in _answers(row)]
+        files |= {"losses.csv": _csv(losses), "answers.csv": _csv(answers)}
+        report += _composition_report(composition, losses, answers)
+    if merging:
+        files["accuracy.csv"] = _csv([cell for row in merging for cell in _accuracies(row)])
+        report += _merging_report(merging)
+    files = {"report.md": "\n".join(report), **files}
+    for name, text in files.items():
+        write_atomic(folder / name, text)
+    return [folder / name for name in files]
 
 
 def _losses(row: dict[str, Any]) -> Iterable[dict[str, Any]]:
@@ -57,7 +67,9 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _markdown(rows: list[dict[str, Any]], losses: list[dict[str, Any]], answers: list[dict[str, Any]]) -> str:
+def _composition_report(
+    rows: list[dict[str, Any]], losses: list[dict[str, Any]], answers: list[dict[str, Any]]
+) -> list[str]:
     lines = ["# Composition experiment", "", "Rebuilt from `ledger.jsonl` by `roadkit reproduce report`.", ""]
     for row in rows:
         arm, metrics, recipe = row["recipe"]["arm"]["name"], row["metrics"], row["recipe"]
@@ -82,4 +94,38 @@ def _markdown(rows: list[dict[str, Any]], losses: list[dict[str, Any]], answers:
             numbers = " | ".join(f"{cell['loss']:.3f} ({cell['change']:+.3f})" for cell in cells)
             lines.append(f"| {condition} | {numbers} | {given.count('de')} of {len(given)} |")
         lines.append("")
-    return "\n".join(lines)
+    return lines
+
+
+def _accuracies(row: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    for way, tasks in row["metrics"]["accuracy"].items():
+        for task, share in tasks.items():
+            yield {
+                "kind": row["recipe"]["kind"],
+                "seed": row["seed"],
+                "way": way,
+                "task": task,
+                "accuracy": round(share, 4),
+            }
+
+
+def _merging_report(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["# Merging study", "", "Rebuilt from `ledger.jsonl` by `roadkit reproduce report`.", ""]
+    for row in rows:
+        recipe, accuracy = row["recipe"], row["metrics"]["accuracy"]
+        lines += [
+            f"## {recipe['kind']}",
+            "",
+            f"{recipe['model']}, {recipe['rows']} rows a task, {recipe['epochs']} epochs, seed {row['seed']}; "
+            f"{row['seconds']:.0f} s of processor time; code {row['code']}.",
+            "",
+            "| merged by | " + " | ".join(recipe["domains"]) + " | mean | gain kept |",
+            "|---" * (len(recipe["domains"]) + 3) + "|",
+        ]
+        for way, tasks in accuracy.items():
+            cells = " | ".join(f"{tasks[task]:.3f}" for task in recipe["domains"])
+            lines.append(
+                f"| {way} | {cells} | {sum(tasks.values()) / len(tasks):.3f} | {survival(accuracy, way):.2f} |"
+            )
+        lines.append("")
+    return lines
