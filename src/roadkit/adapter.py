@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -163,8 +163,8 @@ class Adapter:
 
         Raises `AdapterError` where a layer's widths or group sizes differ, the bases differ, or the heads do.
         """
-        layout = _union(self, other)
-        first, second = (adapter._spread(layout) for adapter in (self, other))
+        layout = common_layout([self, other])
+        first, second = (adapter.spread(layout) for adapter in (self, other))
         parts = [
             rotation.product((first[0][part], first[1][part]), (second[0][part], second[1][part]), group_size)
             for group_size, part in layout.parts.items()
@@ -196,7 +196,7 @@ class Adapter:
         a, b = (torch.cat(vectors) for vectors in zip(*results, strict=True))
         return Adapter(self.layout, a, b, self.heads, self.base)
 
-    def _spread(self, layout: Layout) -> tuple[Tensor, Tensor]:
+    def spread(self, layout: Layout) -> tuple[Tensor, Tensor]:
         """This adapter's vectors in a larger layout, the identity in layers that it lacks."""
         if layout == self.layout:
             return self.a, self.b
@@ -206,23 +206,28 @@ class Adapter:
         return a, b
 
 
-def _union(first: Adapter, second: Adapter) -> Layout:
-    one, other = first.base, second.base
-    if one.fingerprint and other.fingerprint and one.fingerprint != other.fingerprint:
-        raise AdapterError(f"the adapters belong to different base models: {one.name!r} and {other.name!r}")
-    if first.layout == second.layout:
-        return first.layout
-    problems = []
-    for name, (width, group_size) in second.layout.layers.items():
-        known_width, known_size = first.layout.layers.get(name, (width, group_size))
-        if known_width != width:
-            problems.append(f"{name}: {known_width} wide in one adapter, {width} in the other")
-        elif known_size != group_size:
-            problems.append(f"{name}: group_size {known_size} in one adapter, {group_size} in the other")
-    if problems:
-        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise AdapterError("these adapters do not compose: " + "; ".join(problems[:5]) + more)
-    return Layout({**first.layout.layers, **second.layout.layers})
+def common_layout(adapters: Sequence[Adapter]) -> Layout:
+    """The layout of all their layers. Raises `AdapterError` where bases, widths or group sizes differ, naming both."""
+    layout, base = adapters[0].layout, adapters[0].base
+    for adapter in adapters[1:]:
+        one, other = base, adapter.base
+        if one.fingerprint and other.fingerprint and one.fingerprint != other.fingerprint:
+            raise AdapterError(f"the adapters belong to different base models: {one.name!r} and {other.name!r}")
+        base = one if one.fingerprint else other
+        if layout == adapter.layout:
+            continue
+        problems = []
+        for name, (width, group_size) in adapter.layout.layers.items():
+            known_width, known_size = layout.layers.get(name, (width, group_size))
+            if known_width != width:
+                problems.append(f"{name}: {known_width} wide in one adapter, {width} in the other")
+            elif known_size != group_size:
+                problems.append(f"{name}: group_size {known_size} in one adapter, {group_size} in the other")
+        if problems:
+            more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+            raise AdapterError("these adapters do not compose: " + "; ".join(problems[:5]) + more)
+        layout = Layout({**layout.layers, **adapter.layout.layers})
+    return layout
 
 
 def _common_heads(first: Adapter, second: Adapter) -> Mapping[str, Mapping[str, Tensor]]:

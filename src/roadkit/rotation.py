@@ -191,6 +191,61 @@ def power(a: Tensor, b: Tensor, exponent: float, group_size: int) -> tuple[Tenso
     return out_a.to(a.dtype), out_b.to(b.dtype)
 
 
+def logarithm(a: Tensor, b: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Principal logarithm of every block, as (a, b) of the matrix log M; float64. `exponential` undoes it.
+
+    log c·R(θ) = [[ln c, −θ], [θ, ln c]], θ in (−π, π]. Elsewhere log M = ln r·I + φ/sin φ (M − mI)/r, see
+    `_power_of_blocks`. Raises `AlgebraError` naming a pair whose block has no real logarithm.
+    """
+    a_lo, a_hi = _members(a.double(), group_size)
+    b_lo, b_hi = _members(b.double(), group_size)
+    mean, gap, radius, angle, stretch = _spectrum(a_lo, a_hi, b_lo, b_hi)
+    ratio = torch.where(gap > 0, 1 / _ratio_to(torch.sinh, stretch), 1 / _ratio_to(torch.sin, angle)) / radius
+    scale = radius.log()
+    out_a = _join(scale + ratio * (a_lo - mean), scale + ratio * (a_hi - mean))
+    out_b = _join(ratio * b_lo, ratio * b_hi)
+    rotations = is_scaled_rotation(a, b, group_size)
+    if rotations.any():
+        turn = torch.atan2(b_hi + 0.0, a_lo)
+        size = torch.where((a_lo != 0) | (b_hi != 0), torch.hypot(a_lo, b_hi), torch.nan).log()
+        keep = _join(*[rotations.view(-1, group_size // 2)] * 2)
+        out_a = torch.where(keep, _join(size, size), out_a)
+        out_b = torch.where(keep, _join(-turn, turn), out_b)
+    missing = torch.logical_or(*_members((out_a + out_b).isnan(), group_size)).reshape(-1)
+    if missing.any():
+        raise AlgebraError(
+            "its block has no real logarithm, for an eigenvalue is zero or negative", pair=int(missing.nonzero()[0])
+        )
+    return out_a, out_b
+
+
+def exponential(a: Tensor, b: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Matrix exponential of every block given as (a, b): e^m (cosh √g I + sinh √g/√g (L − mI)), g the gap; float64."""
+    a_lo, a_hi = _members(a.double(), group_size)
+    b_lo, b_hi = _members(b.double(), group_size)
+    mean = (a_lo + a_hi) / 2
+    gap = ((a_lo - a_hi) / 2) ** 2 + b_lo * b_hi
+    root = gap.abs().sqrt()
+    real = torch.where(gap > 0, torch.cosh(root), torch.cos(root))
+    ratio = torch.where(gap > 0, _ratio_to(torch.sinh, root), _ratio_to(torch.sin, root))
+    scale = mean.exp()
+    real, ratio = scale * real, scale * ratio
+    out_a = _join(real + ratio * (a_lo - mean), real + ratio * (a_hi - mean))
+    return out_a, _join(ratio * b_lo, ratio * b_hi)
+
+
+def turn(a: Tensor, b: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Per pair [pairs]: the angle (radians, in (−π, π]) of the block's rotation part, and ln of its scale √|det|.
+
+    The rotation part is the polar decomposition's, the nearest rotation; for c·R(θ) these are θ and ln c.
+    """
+    a_lo, a_hi = _members(a, group_size)
+    b_lo, b_hi = _members(b, group_size)
+    angle = torch.atan2(b_hi - b_lo, a_lo + a_hi)
+    scale = (a_lo * a_hi - b_lo * b_hi).abs().clamp_min(1e-30).log() / 2
+    return angle.reshape(-1), scale.reshape(-1)
+
+
 def _power_of_rotations(a: Tensor, b: Tensor, exponent: float, group_size: int) -> tuple[Tensor, Tensor]:
     """Powers of blocks c·R(θ): c^w·R(w·θ), θ in (−π, π]; float64. NaN where c = 0."""
     a_lo, b_hi = _members(a.double(), group_size)[0], _members(b.double(), group_size)[1]
@@ -208,12 +263,7 @@ def _power_of_blocks(a: Tensor, b: Tensor, exponent: float, group_size: int) -> 
     """
     a_lo, a_hi = _members(a.double(), group_size)
     b_lo, b_hi = _members(b.double(), group_size)
-    mean = (a_lo + a_hi) / 2  # the eigenvalues are mean ± sqrt(gap)
-    gap = ((a_lo - a_hi) / 2) ** 2 + b_lo * b_hi
-    determinant = a_lo * a_hi - b_lo * b_hi
-    radius = torch.where((determinant > 0) & ((gap < 0) | (mean > 0)), determinant, torch.nan).sqrt()
-    angle = torch.atan2((-gap).clamp_min(0).sqrt(), mean)
-    stretch = torch.atanh((gap.clamp_min(0).sqrt() / mean).clamp(-1, 1))
+    mean, gap, radius, angle, stretch = _spectrum(a_lo, a_hi, b_lo, b_hi)
     real = torch.where(gap > 0, torch.cosh(exponent * stretch), torch.cos(exponent * angle))
     ratio = torch.where(gap > 0, _ratio(torch.sinh, exponent, stretch), _ratio(torch.sin, exponent, angle))
     scale = radius**exponent
@@ -222,6 +272,20 @@ def _power_of_blocks(a: Tensor, b: Tensor, exponent: float, group_size: int) -> 
         _join(real + ratio * (a_lo - mean), real + ratio * (a_hi - mean)),
         _join(ratio * b_lo, ratio * b_hi),
     )
+
+
+def _spectrum(a_lo: Tensor, a_hi: Tensor, b_lo: Tensor, b_hi: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Mean m of the eigenvalues m ± √gap, gap, √determinant r (NaN without a real logarithm), and φ with cos φ = m/r.
+
+    φ is an angle where the eigenvalues are complex, and a hyperbolic one (the last) where they are real.
+    """
+    mean = (a_lo + a_hi) / 2
+    gap = ((a_lo - a_hi) / 2) ** 2 + b_lo * b_hi
+    determinant = a_lo * a_hi - b_lo * b_hi
+    radius = torch.where((determinant > 0) & ((gap < 0) | (mean > 0)), determinant, torch.nan).sqrt()
+    angle = torch.atan2((-gap).clamp_min(0).sqrt(), mean)
+    stretch = torch.atanh((gap.clamp_min(0).sqrt() / mean).clamp(-1, 1))
+    return mean, gap, radius, angle, stretch
 
 
 def _integer_power(a: Tensor, b: Tensor, exponent: int, group_size: int) -> tuple[Tensor, Tensor]:
@@ -243,6 +307,12 @@ def _ratio(function, exponent: float, x: Tensor) -> Tensor:
     small = x.abs() < 1e-8
     safe = torch.where(small, torch.ones_like(x), x)
     return torch.where(small, torch.full_like(x, exponent), function(exponent * safe) / function(safe))
+
+
+def _ratio_to(function, x: Tensor) -> Tensor:
+    """function(x) / x, continued by 1 at x = 0."""
+    small = x.abs() < 1e-8
+    return torch.where(small, torch.ones_like(x), function(x) / torch.where(small, torch.ones_like(x), x))
 
 
 def _members(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The command line, one file a verb: parse, call one function, print.
 
-roadkit demo | train | eval | generate | serve | chat | bench | adapter
+roadkit demo | train | eval | generate | serve | chat | bench | adapter | plot | reproduce
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import typer
 
 from ..errors import RoadkitError
-from . import adapter, bench, chat, demo, eval, generate, serve, train
+from . import adapter, algebra, bench, chat, demo, eval, generate, plot, reproduce, serve, train
 
 app = typer.Typer(
     name="roadkit",
@@ -28,7 +28,10 @@ app.command()(generate.generate)
 app.command()(serve.serve)
 app.command()(chat.chat)
 app.command()(bench.bench)
+algebra.add_to(adapter.app)
 app.add_typer(adapter.app, name="adapter")
+app.add_typer(plot.app, name="plot")
+app.add_typer(reproduce.app, name="reproduce")
 
 
 @app.callback()

@@ -4,6 +4,8 @@
     with bank.rows(["formal", None, "formal*0.5 + german"]):
         model(**batch_of_three)
 
+    with bank.rows(["tasks:german + formal"]): ...   # an intervention's subspace, see `roadkit.intervene`
+
 One buffer [slots, 1 + sizes, width] holds, per slot, a and one b-plane for each group size, over all rotated layers
 laid end to end: activating an adapter is one copy. Slot 0 is the identity. Rows are cached by what they compute, evicted
 least recently used, never while in use.
@@ -23,8 +25,12 @@ from torch import Tensor, nn
 from .. import expression, modules
 from ..adapter import Adapter, Layout
 from ..errors import AdapterError, ExpressionError, RoadkitError
-from ..kernels import native_rotations, rotate_rows
+from ..intervene.files import is_intervention
+from ..intervene.intervention import Intervention
+from ..intervene.positions import Positions
+from ..intervene.sites import check_sites
 from ..rotation import check_group_size
+from .bank_layer import BankLayer
 from .heads import HeadBank
 
 IDENTITY = 0
@@ -35,39 +41,24 @@ class BankFull(RoadkitError):
 
 
 class Row(NamedTuple):
-    """A slot that holds one composition, and what identifies its content."""
+    """A slot that holds one composition, and what identifies its content.
+
+    slot        what linear layers rotate by; the identity where an expression only intervenes
+    site_slot   what hidden states rotate by, at `positions`; the identity where an expression does not intervene
+    """
 
     slot: int
     key: str
-
-
-class BankLayer:
-    """One layer's share of the buffer; as a forward hook it rotates the layer's output by the bank's current rows."""
-
-    def __init__(self, bank: Bank, name: str, module: nn.Module, width: int):
-        self.bank, self.name, self.module, self.width = bank, name, module, width
-
-    def bind(self, buffer: Tensor, start: int, group_sizes: tuple[int, ...]) -> None:
-        """Point at columns [start, start + width) of the buffer [slots, 1 + sizes, total]."""
-        columns = buffer[:, :, start : start + self.width]
-        self.a, self.b = columns[:, 0], columns[:, 1:].transpose(0, 1)
-        # a plane whose pairing does not fit this layer holds zeros here; any pairing that fits does for it
-        self.group_sizes = group_sizes = tuple(size if self.width % size == 0 else 2 for size in group_sizes)
-        self.native = native_rotations(self.a, self.b, group_sizes) if buffer.device.type == "cpu" else None
-
-    def __call__(self, module: nn.Module, args: tuple, output):
-        if self.bank.current is None:
-            return output
-        if isinstance(output, tuple):  # a layer that returns its bias instead of adding it
-            raise AdapterError(f"{self.name} returns its bias apart; mixed batches need it added")
-        return rotate_rows(output, self.bank.current, self.a, self.b, self.group_sizes)
+    site_slot: int = IDENTITY
+    positions: Positions | None = None
 
 
 class Bank:
     """Adapters by name, resident in `slots` rows beside the identity.
 
     model         any Hugging Face model; forward hooks are placed on the adapted layers until `close`
-    adapters      name → `Adapter`, or a directory that is read when first used
+    adapters      name → `Adapter`, or a directory that is read when first used; or an `Intervention`, or its directory,
+                  whose subspaces then have names too: `tasks:german`
     slots         how many different compositions can be resident at once
     target_layers names of the layers to prepare; by default those that the given adapters rotate, and more are
                   added as adapters arrive
@@ -79,7 +70,7 @@ class Bank:
     def __init__(
         self,
         model: nn.Module,
-        adapters: Mapping[str, Adapter | str | os.PathLike] | None = None,
+        adapters: Mapping[str, Adapter | Intervention | str | os.PathLike] | None = None,
         *,
         slots: int = 64,
         target_layers: Sequence[str] = (),
@@ -93,13 +84,15 @@ class Bank:
         self.num_slots = slots
         self.device = next(model.parameters()).device
         self.current: Tensor | None = None  # [rows] int64 slots, while a forward pass runs
+        self.current_sites: Tensor | None = None  # the same for hidden states
         self.layers: dict[str, BankLayer] = {}
+        self.has_sites = False  # is any of them the output of a block, an attention or an MLP?
         self.heads = HeadBank(model)
         self._layout = Layout({})
         self._group_sizes: tuple[int, ...] = ()
         self._buffer = torch.empty(0)
         self._undo: list[Callable[[], None]] = []
-        self._sources: dict[str, Adapter | str | os.PathLike] = {}
+        self._sources: dict[str, Adapter | Intervention | str | os.PathLike] = {}
         self._loaded: OrderedDict[str, Adapter] = OrderedDict()
         self._rows: OrderedDict[str, int] = OrderedDict()  # key → slot, least recently used first
         self._slot_heads: dict[int, Mapping] = {}
@@ -107,6 +100,7 @@ class Bank:
         self._free = list(range(slots, 0, -1))
         self._closed = False
         self._content: dict[str, str] = {}  # name → content hash, known once it has been read
+        self._parts: dict[str, tuple[str, ...]] = {}  # intervention → the names of its subspaces
         named = modules.linear_layers(model) if target_layers else {}
         unknown = [name for name in target_layers if name not in named]
         if unknown:
@@ -127,34 +121,53 @@ class Bank:
         """The registered adapters."""
         return tuple(self._sources)
 
-    def add(self, name: str, source: Adapter | str | os.PathLike) -> None:
+    def add(self, name: str, source: Adapter | Intervention | str | os.PathLike) -> None:
         """Register an adapter, or a new version under an old name: rows in use keep the version they started with."""
         if expression._NAME.fullmatch(name) is None:
             raise AdapterError(f"{name!r} is no adapter name: letters, digits and _.:/@- after a letter, digit or _")
+        if not isinstance(source, Adapter | Intervention) and is_intervention(source):
+            source = Intervention.load(source)
+        if isinstance(source, Intervention):
+            self._add_intervention(name, source)
+            return
         if isinstance(source, Adapter):
             modules.match(self.model, source)
         elif not os.path.isdir(source) and "/" not in os.fspath(source):
             raise AdapterError(f"adapter {name!r}: no such directory: {os.fspath(source)}")
+        self._forget(name)
         self._sources[name] = source
-        self._loaded.pop(name, None)
-        self._content.pop(name, None)
+
+    def _add_intervention(self, name: str, source: Intervention) -> None:
+        if source.source is not None:
+            raise AdapterError(f"{name!r} takes hidden states from another run; `intervened` does that, a bank cannot")
+        check_sites(self.model, [(site, width) for site, (width, _) in source.rotation.layout.layers.items()])
+        parts = {f"{name}:{label}": source.select(label) for label in source.subspaces}
+        taken = [part for part in parts if part in self._sources and part not in self._parts.get(name, ())]
+        if taken:
+            raise AdapterError(f"intervention {name!r} has a subspace {taken[0]!r}, an adapter has that name already")
+        self._forget(name)
+        self._sources |= {name: source, **parts}
+        self._parts[name] = tuple(parts)
 
     def remove(self, name: str) -> None:
-        """Forget a name; rows in use stay until released."""
+        """Forget a name (an intervention's subspaces with it); rows in use stay until released."""
         if name not in self._sources:
             raise ExpressionError(f"no adapter {name!r}")
-        del self._sources[name]
-        self._loaded.pop(name, None)
-        self._content.pop(name, None)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        for known in (name, *self._parts.pop(name, ())):
+            for table in (self._sources, self._loaded, self._content):
+                table.pop(known, None)
 
     def adapter(self, name: str) -> Adapter:
         """The adapter of a registered name, read from its directory when it is not in memory."""
         source = self._sources.get(name)
         if source is None:
             raise ExpressionError(f"adapter {name!r} has been removed")
-        if isinstance(source, Adapter):
+        if isinstance(source, Adapter | Intervention):
             self._content[name] = source.content_hash
-            return source
+            return source.rotation if isinstance(source, Intervention) else source
         if name in self._loaded:
             self._loaded.move_to_end(name)
             return self._loaded[name]
@@ -184,6 +197,7 @@ class Bank:
             raise AdapterError("the bank is closed, its hooks are gone")
         if not terms:
             return Row(IDENTITY, "")
+        positions, rotates = self._reach(terms)
         key = self.key(terms)
         if key not in self._rows:
             self._check_room()  # before the work of composing, which a waiting request would repeat every step
@@ -197,12 +211,22 @@ class Bank:
         self._rows.move_to_end(key)
         slot = self._rows[key]
         self._users[slot] = self._users.get(slot, 0) + 1
-        return Row(slot, key)
+        return Row(slot if rotates else IDENTITY, key, IDENTITY if positions is None else slot, positions)
 
     def release(self, row: Row) -> None:
         """Let go of a row; it stays resident until its slot is needed."""
-        if row.slot != IDENTITY:
-            self._users[row.slot] -= 1
+        held = row.slot or row.site_slot
+        if held != IDENTITY:
+            self._users[held] -= 1
+
+    def _reach(self, terms: tuple[expression.Term, ...]) -> tuple[Positions | None, bool]:
+        """Where an expression's interventions act (None: it has none), and whether it rotates linear layers."""
+        found = [self._sources.get(term.name) for term in terms]
+        where = {source.positions: None for source in found if isinstance(source, Intervention)}
+        if len(where) > 1:
+            one, other, *_ = where
+            raise ExpressionError(f"one expression intervenes at {one} and at {other}; give them the same positions")
+        return next(iter(where), None), any(not isinstance(source, Intervention) for source in found)
 
     @property
     def address(self) -> int:
@@ -219,17 +243,24 @@ class Bank:
 
     @contextmanager
     def rows(self, adapters: Sequence[str | None]) -> Iterator[Bank]:
-        """One expression (or None, the base) for each sample of the batch that runs inside the block."""
+        """One expression (or None, the base) for each sample of the batch that runs inside the block.
+
+        Interventions must act on all positions here; `roadkit.intervene.intervened` knows where prompts end.
+        """
         held: list[Row] = []
-        previous = self.current
+        previous = self.current, self.current_sites
         try:
             for text in adapters:
                 held.append(self.acquire(self.parse(text)))
+                if (where := held[-1].positions) is not None and not where.generated:
+                    raise ExpressionError(f"{text!r} intervenes at {where}; a bank's rows act on all positions")
             self.current = torch.tensor([row.slot for row in held], device=self.device)
+            if any(row.site_slot for row in held):
+                self.current_sites = torch.tensor([row.site_slot for row in held], device=self.device)
             with self.heads.active([self.heads_of(row) for row in held]):
                 yield self
         finally:
-            self.current = previous
+            self.current, self.current_sites = previous
             for row in held:
                 self.release(row)
 
@@ -280,6 +311,7 @@ class Bank:
                 )
         for name, width in new.items():
             self.layers[name] = BankLayer(self, name, found[name], width)
+            self.has_sites |= self.layers[name].is_site
             self._undo.append(self._bind(self.layers[name]))
         old_layout, old_sizes, old = self._layout, self._group_sizes, self._buffer
         # one nominal group size orders the bank by name, as a whole-model adapter of one group size is ordered

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -85,11 +86,16 @@ class PagedCache:
             self._page_of[key], self._key_of[page] = page, key
 
 
-def page_keys(adapter_key: str, token_ids: list[int]) -> list[bytes]:
-    """One key for every complete page: a hash of the adapter's content and of all tokens up to the page's end."""
+def page_keys(adapter_key: str, token_ids: list[int], marks: Collection[int] = ()) -> list[bytes]:
+    """One key for every complete page: a hash of the adapter's content and of all tokens up to the page's end.
+
+    marks   positions at which an intervention acts; they depend on the prompt's length, so the pages tell them apart
+    """
     keys, digest = [], hashlib.sha256(adapter_key.encode()).digest()
     for start in range(0, len(token_ids) - PAGE + 1, PAGE):
         page = torch.tensor(token_ids[start : start + PAGE], dtype=torch.int64).numpy().tobytes()
+        if marks:
+            page += bytes(position in marks for position in range(start, start + PAGE))
         digest = hashlib.sha256(digest + page).digest()
         keys.append(digest)
     return keys

@@ -25,6 +25,7 @@ from .. import models
 from ..adapter import Adapter
 from ..errors import AdapterError, ModelError, RequestError, RoadkitError
 from ..expression import Term
+from ..intervene.intervention import Intervention
 from . import scheduler as scheduling
 from .bank import Bank, Row
 from .cache import PAGE, PagedCache
@@ -43,7 +44,7 @@ class Engine:
     """Answers requests, each with its own adapter, in one batch. Build it with `Engine.from_pretrained`.
 
     model, tokenizer  a causal language model, which the engine takes over (its weights are packed), and its tokenizer
-    adapters          name → `Adapter` or directory
+    adapters          name → `Adapter`, `Intervention` or directory
     max_batch         requests that run at once; more wait
     max_waiting       requests that may wait; beyond, `submit` raises `QueueFull`
     slots             different adapters or compositions resident at once; by default enough for every running request
@@ -57,7 +58,7 @@ class Engine:
         model: PreTrainedModel,
         tokenizer: Any,
         *,
-        adapters: Mapping[str, Adapter | str | os.PathLike] | None = None,
+        adapters: Mapping[str, Adapter | Intervention | str | os.PathLike] | None = None,
         max_batch: int = 8,
         max_waiting: int = 4096,
         slots: int | None = None,
@@ -95,7 +96,7 @@ class Engine:
         cls,
         name: str,
         *,
-        adapters: Mapping[str, Adapter | str | os.PathLike] | None = None,
+        adapters: Mapping[str, Adapter | Intervention | str | os.PathLike] | None = None,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         max_batch: int = 8,
@@ -125,7 +126,7 @@ class Engine:
         """Names of the registered adapters."""
         return self.bank.names
 
-    def add_adapter(self, name: str, source: Adapter | str | os.PathLike) -> None:
+    def add_adapter(self, name: str, source: Adapter | Intervention | str | os.PathLike) -> None:
         """Register an adapter or a new version of one; running requests keep the version they started with."""
         with self._lock:
             self.bank.add(name, source)

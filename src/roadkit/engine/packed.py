@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import native
 from ..errors import ModelError
 from ..modules import width_of
-from .bank import BankLayer
+from .bank_layer import BankLayer
 
 PANEL = 32  # outputs side by side in a panel; see kernels.c
 Weights = Literal["float32", "bfloat16", "int8"]

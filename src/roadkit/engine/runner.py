@@ -17,12 +17,13 @@ from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
 from .attention import Span, install
-from .bank import IDENTITY, Bank, BankLayer
+from .bank import IDENTITY, Bank
+from .bank_layer import BankLayer
 from .blocks import fuse_blocks
 from .cache import PagedCache
 from .norms import fuse_norms
 from .packed import Weights, pack
-from .scheduler import Sequence
+from .scheduler import Sequence, site_slots
 from .static_decode import StaticDecode
 
 log = logging.getLogger("roadkit.engine")
@@ -73,6 +74,7 @@ class Runner:
         ids: list[int] = []
         positions: list[int] = []
         rows: list[int] = []
+        sites: list[int] = []
         spans: list[Span] = []
         wanted: list[int] = []  # rows of the logits
         for sequence, count in batch:
@@ -86,9 +88,12 @@ class Runner:
             ids += sequence.token_ids[context : context + count]
             positions += range(context, context + count)
             rows += [sequence.row.slot] * count
+            if bank.has_sites:
+                sites += site_slots(sequence, count)
         self.attention.begin(spans)
         device = self.cache.device
         bank.current = torch.tensor([rows], device=device) if any(row != IDENTITY for row in rows) else None
+        bank.current_sites = torch.tensor([sites], device=device) if any(sites) else None
         try:
             logits = self.model(
                 input_ids=torch.tensor([ids], device=device),
@@ -97,7 +102,7 @@ class Runner:
                 logits_to_keep=torch.tensor(wanted, dtype=torch.int64, device=device),  # of none: still an index
             ).logits[0].float()  # fmt: skip
         finally:
-            bank.current = None
+            bank.current = bank.current_sites = None
         return self._split(batch, logits) if wanted else []
 
     def _split(self, batch: list[tuple[Sequence, int]], logits: Tensor) -> list[Scored]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import RequestError, RoadkitError
 from ..expression import Term
-from .bank import BankFull, Row
+from .bank import IDENTITY, BankFull, Row
 from .cache import PAGE, PagedCache, page_keys
 from .request import Chunk, FinishReason, Request, TokenLogprob
 
@@ -48,6 +48,7 @@ class Sequence:
     grammar: Any = None
     emit: Callable[[Chunk], None] = lambda chunk: None
     row: Row | None = None
+    marks: frozenset[int] = frozenset()  # positions of the prompt at which the row intervenes
     pages: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     num_computed: int = 0
@@ -132,7 +133,8 @@ class Scheduler:
             if after > before:
                 if len(sequence.keys) < after:
                     assert sequence.row is not None
-                    sequence.keys = page_keys(sequence.tenant + sequence.row.key, sequence.token_ids[: after * PAGE])
+                    content = sequence.tenant + sequence.row.key
+                    sequence.keys = page_keys(content, sequence.token_ids[: after * PAGE], sequence.marks)
                 for index in range(before, after):
                     self.cache.remember(sequence.pages[index], sequence.keys[index])
 
@@ -151,7 +153,7 @@ class Scheduler:
             if len(self.running) >= self.max_batch:
                 return
             try:
-                row = sequence.row or self.acquire(sequence)  # a preempted request kept its own
+                row = sequence.row or self._acquire(sequence)  # a preempted request kept its own
             except BankFull:
                 sequence.skipped += 1
                 if sequence.skipped > self.max_skips:
@@ -168,9 +170,20 @@ class Scheduler:
             self.waiting.remove(sequence)
             self.running.append(sequence)
 
+    def _acquire(self, sequence: Sequence) -> Row:
+        """A row, and the positions at which it intervenes. Raises what `acquire` does, and for positions that are not."""
+        row = self.acquire(sequence)
+        if row.positions is not None and not row.positions.generated:
+            try:
+                sequence.marks = frozenset(row.positions.of_prompt(sequence.num_prompt))
+            except RoadkitError:
+                self.release(row)
+                raise
+        return row
+
     def _take_prefix(self, sequence: Sequence, row: Row) -> bool:
         """Pages for the whole prompt, as many as possible from requests with the same beginning."""
-        sequence.keys = page_keys(sequence.tenant + row.key, sequence.token_ids)
+        sequence.keys = page_keys(sequence.tenant + row.key, sequence.token_ids, sequence.marks)
         shareable = 0 if sequence.request.prompt_logprobs is not None else (len(sequence.token_ids) - 1) // PAGE
         shared = self.cache.lookup(sequence.keys[:shareable])
         fresh = self.cache.allocate(-(-len(sequence.token_ids) // PAGE) - len(shared))
@@ -212,6 +225,15 @@ class Scheduler:
         if sequence.row is not None:
             self.release(sequence.row)
             sequence.row = None
+
+
+def site_slots(sequence: Sequence, count: int) -> list[int]:
+    """The slot that rotates the hidden states of each of the sequence's next `count` tokens."""
+    row, first = sequence.row, sequence.num_computed
+    assert row is not None
+    if row.positions is None or row.positions.generated:
+        return [row.site_slot] * count
+    return [row.site_slot if position in sequence.marks else IDENTITY for position in range(first, first + count)]
 
 
 def end_tensor(end_ids: frozenset[int], device: torch.device) -> Tensor:

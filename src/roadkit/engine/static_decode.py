@@ -19,7 +19,7 @@ from torch import Tensor
 from .attention import Static, Step
 from .bank import IDENTITY, Bank
 from .cache import PAGE
-from .scheduler import Sequence
+from .scheduler import Sequence, site_slots
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 
@@ -67,31 +67,36 @@ class StaticDecode:
         """Write the batch into the buffers; one transfer each."""
         size, width = inputs["tables"].shape
         spare = self.step.cache.spare_page
-        ids, last, rows, slots = [0] * size, [0] * size, [IDENTITY] * size, [spare * PAGE] * size
+        ids, last, slots = [0] * size, [0] * size, [spare * PAGE] * size
+        rows, sites = [IDENTITY] * size, [IDENTITY] * size
         tables = [[spare] * width for _ in range(size)]
         for i, (sequence, _) in enumerate(batch):
             assert sequence.row is not None
             position = sequence.num_computed
             ids[i], last[i], rows[i] = sequence.token_ids[position], position, sequence.row.slot
+            sites[i] = site_slots(sequence, 1)[0]
             slots[i] = sequence.pages[position // PAGE] * PAGE + position % PAGE
             tables[i][: len(sequence.pages)] = sequence.pages
-        for name, values in (("ids", [ids]), ("last", last), ("rows", [rows]), ("slots", slots), ("tables", tables)):
-            inputs[name].copy_(torch.tensor(values))
+        values = {"ids": [ids], "last": last, "rows": [rows], "sites": [sites], "slots": slots, "tables": tables}
+        for name, value in values.items():
+            inputs[name].copy_(torch.tensor(value))
 
     def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
         self.step.static = Static(inputs["tables"], inputs["last"])
         self.step.slots = inputs["slots"]
         self.bank.current = inputs["rows"]
+        self.bank.current_sites = inputs["sites"] if self.bank.has_sites else None
         try:
             return self.model(
                 input_ids=inputs["ids"], position_ids=inputs["last"].unsqueeze(0), use_cache=False
             ).logits[0]
         finally:
-            self.step.static = self.bank.current = None
+            self.step.static = self.bank.current = self.bank.current_sites = None
 
     def _capture(self, size: int, width: int, batch: list[tuple[Sequence, int]]) -> _Captured:
         device = self.step.cache.device
-        shapes = {"ids": (1, size), "last": (size,), "rows": (1, size), "slots": (size,), "tables": (size, width)}
+        shapes = {"ids": (1, size), "last": (size,), "rows": (1, size), "sites": (1, size), "slots": (size,)}
+        shapes["tables"] = (size, width)
         inputs = {name: torch.zeros(shape, dtype=torch.int64, device=device) for name, shape in shapes.items()}
         self._fill(inputs, batch)
         if device.type != "cuda":

@@ -1,0 +1,1 @@
+"""What adapters do, as rows of numbers and as figures."""

@@ -1,0 +1,120 @@
+"""The geometry of adapters as rows of numbers; `figures` draws them.
+
+    angles(adapter)                    # per layer and module: quantiles of angles and log scales
+    heatmap(adapter)                   # per layer and module: mean |θ| and mean |ln α|
+    sweep(model, rows, adapter)        # a task's loss against the strength w
+    trajectory({"10": a, "20": b})     # how far the angles have come, checkpoint by checkpoint
+
+Angles are of the blocks' rotation parts and scales their √|det| (θ and α of road_1), both in natural units (radians).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import rotation
+from ..adapter import Adapter
+from ..algebra import distances
+from ..errors import AlgebraError, RecipeError
+from ..modules import attached
+
+Rows = list[dict[str, Any]]
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+STRENGTHS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+_BLOCK = re.compile(r"(?:^|\.)([0-9]+)\.(?:.*\.)?([^.]+)$")
+
+
+def place(name: str) -> tuple[int, str]:
+    """A layer's block number (−1 without one) and its kind, the last part of its name."""
+    found = _BLOCK.search(name)
+    return (int(found[1]), found[2]) if found else (-1, name.rpartition(".")[2])
+
+
+def angles(adapter: Adapter) -> Rows:
+    """A row for each layer and quantity ('angle', 'log scale'): the 5, 25, 50, 75 and 95 % quantiles over its pairs."""
+    rows = []
+    for name in adapter.layout.layers:
+        block, kind = place(name)
+        for quantity, values in zip(("angle", "log scale"), rotation.turn(*adapter.layer(name)), strict=True):
+            points = torch.quantile(values, torch.tensor(QUANTILES)).tolist()
+            quantiles = {f"q{round(100 * q):02}": value for q, value in zip(QUANTILES, points, strict=True)}
+            rows.append({"layer": block, "module": kind, "quantity": quantity, **quantiles, "pairs": len(values)})
+    return rows
+
+
+def heatmap(adapter: Adapter) -> Rows:
+    """A row for each layer: mean |angle| and mean |log scale| over its pairs."""
+    rows = []
+    for name in adapter.layout.layers:
+        block, kind = place(name)
+        angle, scale = rotation.turn(*adapter.layer(name))
+        numbers = {"mean_angle": float(angle.abs().mean()), "mean_log_scale": float(scale.abs().mean())}
+        rows.append({"layer": block, "module": kind, **numbers})
+    return rows
+
+
+def sweep(model: Any, examples: Sequence[Any], adapter: Adapter, strengths: Sequence[float] = STRENGTHS) -> Rows:
+    """A row for each strength w: the mean loss (nats a token) of the examples' answers under `adapter ** w`.
+
+    examples   `TaskRow`s of `roadkit.intervene.training`; a strength that the adapter has no power of is left empty
+    """
+    from ..intervene.training import answer_losses
+
+    if not examples:
+        raise RecipeError("a sweep needs at least one example")
+    rows: Rows = []
+    for strength in strengths:
+        try:
+            powered = adapter**strength
+        except AlgebraError:
+            rows.append({"strength": strength, "loss": None, "stderr": None})
+            continue
+        with attached(model, powered), torch.no_grad():
+            parts = [answer_losses(model, examples[at : at + 8]) for at in range(0, len(examples), 8)]
+        losses = torch.cat(parts)
+        spread = float(losses.std() / len(losses) ** 0.5) if len(losses) > 1 else None
+        rows.append({"strength": strength, "loss": float(losses.mean()), "stderr": spread})
+    return rows
+
+
+def trajectory(checkpoints: Mapping[int, Adapter]) -> Rows:
+    """A row for each step and kind of module: mean |angle| and mean |log scale|; and the adapter's distances, in radians
+    a pair, from the base model, from the checkpoint before and from the last one."""
+    steps = sorted(checkpoints)
+    if len(steps) < 2:
+        raise RecipeError(f"a trajectory needs at least two checkpoints, got {len(steps)}")
+    ordered = [checkpoints[step] for step in steps]
+    matrix = distances([ordered[0] ** 0, *ordered])
+    rows = []
+    for i, (step, adapter) in enumerate(zip(steps, ordered, strict=True), 1):
+        kinds: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for name in adapter.layout.layers:
+            kinds.setdefault(place(name)[1], []).append(rotation.turn(*adapter.layer(name)))
+        far = {
+            "from_base": float(matrix[0, i]),
+            "from_previous": float(matrix[i - 1, i]),
+            "to_last": float(matrix[i, -1]),
+        }
+        for kind, turns in kinds.items():
+            angle, scale = (torch.cat([turn[part] for turn in turns]).abs().mean() for part in (0, 1))
+            rows.append(
+                {"step": step, "module": kind, "mean_angle": float(angle), "mean_log_scale": float(scale), **far}
+            )
+    return rows
+
+
+def load_checkpoints(folder: Path) -> dict[int, Adapter]:
+    """The complete checkpoints of a run (`checkpoint-10`, …) as adapters, and `folder` itself as the last where it is one."""
+    found = {}
+    for path in sorted(folder.glob("checkpoint-*")):
+        number = path.name.rpartition("-")[2]
+        if number.isdigit() and (path / "adapter_config.json").is_file():
+            found[int(number)] = Adapter.load(path)
+    if not found:
+        raise RecipeError(f"{folder} holds no checkpoint-N folders; train with save_steps and keep_checkpoints=true")
+    return found

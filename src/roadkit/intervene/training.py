@@ -1,0 +1,258 @@
+"""Training interventions: a subspace for each example, so that several tasks learn at once, each in its own pairs.
+
+    rows = encode_tasks(Recipe(model="smollm2", data="mixed.jsonl", output=""), tokenizer, column="subspace")
+    learnt = train(model, rows, subspaces={"german": upper, "instruct": lower}, sites=[site(model, 15)],
+                   positions="last:1", epochs=5)
+    learnt.intervention.save("tasks")
+
+A pair gets gradient from its own examples only. The loss is the mean over examples of each one's mean over its answer,
+and no gradient is clipped, for a common norm or a common number of tokens would let one task move the other's pairs.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..adapter import Adapter, Base
+from ..autograd import rotate_trainable
+from ..errors import RecipeError
+from ..models import config_fingerprint
+from ..rotation import num_parameters
+from ..train.answers import answer_logits, pad_batch
+from ..train.data import Table, read_table
+from ..train.prepared import prepare
+from ..train.tokens import IGNORED
+from ..train.tuned import borrowed
+from .hooks import Pass
+from .intervention import Intervention
+from .positions import Positions
+from .sites import check_sites, hidden_of, with_hidden
+from .subspace import Subspace, check_disjoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..train.recipe import Recipe
+
+Active = Sequence[Sequence[bool]]  # [samples, tasks]: which tasks' subspaces act on a sample
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One tokenised example and the task (the subspace) that it trains."""
+
+    task: str
+    input_ids: list[int]
+    labels: list[int]  # IGNORED where no loss is wanted: on the prompt
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens before the answer."""
+        return next(i for i, label in enumerate(self.labels) if label != IGNORED)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A trained intervention, and each step's loss (nats a token)."""
+
+    intervention: Intervention
+    losses: Sequence[float]
+
+
+class RotationEdit(nn.Module):
+    """A trainable R at one site: h [n, d] → Pᵀ(P R h − P h) + h, P the union of the active tasks' pairs."""
+
+    masks: Tensor
+
+    def __init__(self, subspaces: Sequence[Subspace], *, variant: str = "road_1"):
+        super().__init__()
+        width, self.group_size, self.variant = subspaces[0].width, subspaces[0].group_size, variant
+        size = num_parameters(variant, width)
+        self.theta, self.alpha = nn.Parameter(torch.zeros(size)), nn.Parameter(torch.ones(size))
+        self.register_buffer("masks", torch.stack([subspace.mask for subspace in subspaces]))  # [tasks, d]
+
+    def forward(self, h: Tensor, active: Tensor) -> Tensor:
+        """active [n, tasks] bool"""
+        chosen = (active.unsqueeze(2) & self.masks).any(dim=1)  # [n, d]
+        z = rotate_trainable(h, self.theta, self.alpha, variant=self.variant, group_size=self.group_size)
+        return torch.where(chosen, z, h)
+
+
+def encode_tasks(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, column: str = "subspace", table: Table | None = None
+) -> list[TaskRow]:
+    """Tokenise a recipe's data; `column` names each row's task. Raises `RecipeError` as training does."""
+    table = read_table(recipe.data, split=recipe.split, limit=recipe.max_examples) if table is None else table
+    tasks: dict[str, list[int]] = {}
+    for i in range(len(table)):
+        tasks.setdefault(table.text(i, column), []).append(i)
+    return [
+        row
+        for task, indices in tasks.items()
+        for row in encode_rows(recipe, tokenizer, task=task, table=table.take(indices))
+    ]
+
+
+def encode_rows(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, task: str = "", table: Table | None = None
+) -> list[TaskRow]:
+    """Tokenise a recipe's data (or `table`) as rows of one task."""
+    encoded = prepare(recipe, tokenizer=tokenizer, table=table).train
+    return [TaskRow(task, list(row["input_ids"]), list(row["labels"])) for row in encoded.examples]
+
+
+def train(
+    model: PreTrainedModel,
+    rows: Sequence[TaskRow],
+    *,
+    subspaces: Mapping[str, Subspace],
+    sites: Sequence[str],
+    positions: Positions | str = "last:1",
+    variant: str = "road_1",
+    epochs: float = 5,
+    batch_size: int = 8,
+    learning_rate: float = 5e-3,
+    seed: int = 0,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Learnt:
+    """Train one intervention in which every task owns a subspace. The model is afterwards what it was before.
+
+    Raises `AlgebraError` where subspaces overlap, `RecipeError` for a task without one, `ModelError` for the sites.
+    """
+    check_disjoint(subspaces)
+    named = list(subspaces)
+    check_sites(model, [(site, next(iter(subspaces.values())).width) for site in sites])
+    where = Positions.parse(positions) if isinstance(positions, str) else positions
+    edits = {site: RotationEdit(list(subspaces.values()), variant=variant).to(model.device) for site in sites}
+    losses = train_edits(
+        model, edits, rows, tasks=named, positions=where, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate, seed=seed, progress=progress,
+    )  # fmt: skip
+    group_size = next(iter(subspaces.values())).group_size
+    parameters = {site: (edit.theta.detach().cpu(), edit.alpha.detach().cpu()) for site, edit in edits.items()}
+    base = Base(getattr(model.config, "_name_or_path", ""), config_fingerprint(model.config))
+    rotation = Adapter.from_parameters(parameters, variant=variant, group_size=group_size, base=base)
+    return Learnt(Intervention(rotation, where, dict(subspaces)), losses)
+
+
+def train_edits(
+    model: PreTrainedModel,
+    edits: Mapping[str, nn.Module],
+    rows: Sequence[TaskRow],
+    *,
+    tasks: Sequence[str],
+    positions: Positions,
+    epochs: float = 5,
+    batch_size: int = 8,
+    learning_rate: float = 5e-3,
+    seed: int = 0,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> list[float]:
+    """AdamW without decay, linear schedule from the first step to zero, on any modules (h [n, d], active) → h."""
+    unknown = sorted({row.task for row in rows} - set(tasks))
+    if unknown or not rows:
+        raise RecipeError(f"no subspace for {unknown[0]!r}; there are {', '.join(tasks)}" if rows else "no rows")
+    for row in rows:
+        positions.of_prompt(row.num_prompt)  # before the first step rather than in the middle
+    weights = [parameter for edit in edits.values() for parameter in edit.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
+    num_steps = max(1, math.ceil(epochs * math.ceil(len(rows) / batch_size)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / num_steps)
+    losses: list[float] = []
+    with borrowed(model):
+        model.requires_grad_(False).eval()
+        for batch in _batches(rows, batch_size, num_steps, seed):
+            active = [[row.task == task for task in tasks] for row in batch]
+            with torch.enable_grad():
+                loss = losses_of(model, edits, batch, active=active, positions=positions).mean()
+                loss.backward()
+            if not math.isfinite(float(loss.detach())):
+                raise RecipeError(f"the loss became {float(loss.detach())} at step {len(losses)}; lower learning_rate")
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+            if progress:
+                progress(len(losses), num_steps, losses[-1])
+    return losses
+
+
+def losses_of(
+    model: PreTrainedModel,
+    edits: Mapping[str, nn.Module],
+    rows: Sequence[TaskRow],
+    *,
+    active: Active,
+    positions: Positions,
+) -> Tensor:
+    """`answer_losses` under the edits of each row's active tasks."""
+    with edited(model, edits, active, positions=positions, num_prompt=[row.num_prompt for row in rows]):
+        return answer_losses(model, rows)
+
+
+def answer_losses(model: PreTrainedModel, rows: Sequence[TaskRow]) -> Tensor:
+    """[rows]: each one's mean cross entropy (nats a token) over its answer."""
+    batch = pad_batch([{"input_ids": row.input_ids, "labels": row.labels} for row in rows], 0)
+    logits, targets = answer_logits(model, {key: value.to(model.device) for key, value in batch.items()})
+    each = cross_entropy(logits, targets, reduction="none")
+    counts = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
+    return torch.stack([part.mean() for part in each.split(counts)])
+
+
+@contextmanager
+def edited(
+    model: nn.Module,
+    edits: Mapping[str, nn.Module],
+    active: Active,
+    *,
+    positions: Positions,
+    num_prompt: Sequence[int] | None = None,
+) -> Iterator[nn.Module]:
+    """Run each site's module on the chosen positions of every sample for the length of a block; differentiable."""
+    current = Pass(num_prompt)
+    flags = torch.tensor([list(row) for row in active])
+
+    def hook_of(edit: nn.Module):
+        def replace(module: nn.Module, args: tuple, output: Any) -> Any:
+            h = hidden_of(output)
+            pairs = [
+                (sample, column)
+                for sample in range(len(h))
+                if any(active[sample])
+                for column in current.chosen(sample, positions)
+            ]
+            if not pairs:
+                return output
+            samples, columns = torch.tensor(pairs, device=h.device).unbind(1)
+            new = edit(h[samples, columns], flags.to(h.device)[samples]).to(h.dtype)
+            return with_hidden(output, h.index_put((samples, columns), new))
+
+        return replace
+
+    handles = [model.register_forward_pre_hook(current.begin, with_kwargs=True)]
+    try:
+        for name, edit in edits.items():
+            handles.append(model.get_submodule(name).register_forward_hook(hook_of(edit)))
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _batches(rows: Sequence[TaskRow], batch_size: int, num_steps: int, seed: int) -> Iterator[list[TaskRow]]:
+    """`num_steps` batches, epoch after epoch in an order that depends on the seed alone."""
+    shuffle, order = random.Random(seed), []
+    for _ in range(num_steps):
+        if not order:
+            order = shuffle.sample(range(len(rows)), len(rows))
+        yield [rows[i] for i in order[:batch_size]]
+        order = order[batch_size:]
