@@ -104,6 +104,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.folders = Folders(self.service, [str(self.root / "watched")])
         self.folders.start()
         self.service.start()
+        self.service.restore()
 
     def current(self, name):
         entry = self.service.catalog.own(LOCAL, name)
@@ -272,6 +273,7 @@ def test_a_pinned_adapter_that_is_damaged_does_not_stop_the_server(tmp_path):
     service.close()
     service = Service(Settings(model="base", registry=tmp_path), Keyring(), Memory())
     service.start()
+    service.restore()
     assert service.catalog.own(LOCAL, "a") == entry
     service.close()
 
