@@ -45,7 +45,7 @@ class EmbeddedEngine:
         self._thread = threading.Thread(target=self._run, name="roadkit-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
-        self._steps, self._busy = 0, 0.0
+        self._steps, self._busy, self._tokens = 0, 0.0, 0
 
     # ---- called on the event loop, or (encode, prepare, check) on any thread --------------------------------------
 
@@ -108,6 +108,9 @@ class EmbeddedEngine:
             steps=self._steps,
             seconds_busy=self._busy,
             cache_used=1 - cache.num_free / cache.num_pages,
+            distinct=len({sequence.row for sequence in list(self.engine.scheduler.running)}),
+            max_batch=self.engine.scheduler.max_batch,
+            tokens=self._tokens,
         )
 
     # ---- the engine's thread -----------------------------------------------------------------------------------
@@ -149,6 +152,7 @@ class EmbeddedEngine:
             job.prepared.emit = lambda chunk, job=job: self._emit(job, chunk)
 
     def _emit(self, job: Job, chunk: Chunk) -> None:
+        self._tokens += len(chunk.token_ids)
         if job.first is None and chunk.token_ids:
             job.first = time.monotonic()
         if chunk.completion is not None:
