@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { byId, digits, el, report } from "./dom.js";
-import { drawHeatmap, drawLegend } from "./heatmap.js";
+import { drawHeatmap } from "./heatmap.js";
 import { drawPolar, pointsOf } from "./polar.js";
 
 const degrees = (angle) => (angle * 180) / Math.PI;
@@ -56,11 +56,9 @@ export class Anatomy {
     performance.mark("heatmap-start");
     const shared = { chosen: (cell) => this.#choose(cell), looked: (cell) => this.#look(cell) };
     this.#maps = [
-      drawHeatmap(byId("angle-map"), found.cells, { value: (cell) => cell.mean_angle, unit: "°", title: "mean |angle|", ...shared }),
-      drawHeatmap(byId("scale-map"), found.cells, { value: (cell) => cell.mean_log_scale, unit: "", title: "mean |log scale|", ...shared }),
+      drawHeatmap(byId("angle-map"), found.cells, { value: (cell) => cell.mean_angle, unit: "°", title: "mean |angle|", legend: byId("angle-legend"), ...shared }),
+      drawHeatmap(byId("scale-map"), found.cells, { value: (cell) => cell.mean_log_scale, unit: "", title: "mean |log scale|", legend: byId("scale-legend"), ...shared }),
     ];
-    drawLegend(byId("angle-legend"), this.#maps[0].most, "°");
-    drawLegend(byId("scale-legend"), this.#maps[1].most, "");
     byId("anatomy-body").getBoundingClientRect(); // laid out within the measure
     performance.measure("heatmap", "heatmap-start");
     byId("strength").value = 1;

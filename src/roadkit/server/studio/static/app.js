@@ -40,7 +40,8 @@ function theme() {
   const names = Object.keys(THEMES);
   const chosen = names[(names.indexOf(button.dataset.theme ?? "auto") + 1) % names.length];
   button.dataset.theme = chosen;
-  button.textContent = `Theme: ${chosen}`;
+  button.textContent = chosen;
+  button.setAttribute("aria-label", `Theme: ${chosen}`);
   document.documentElement.style.colorScheme = THEMES[chosen];
 }
 

@@ -137,13 +137,13 @@ export class Column {
     const parts = [];
     if (this.state === "idle") parts.push("not asked yet");
     else {
-      if (this.first !== null) parts.push(`first token ${Math.round(this.first - this.sent)} ms`);
+      if (this.first !== null) parts.push(`first ${Math.round(this.first - this.sent)} ms`);
       const seconds = (this.state === "done" && this.decodeSeconds) || (this.last - this.first) / 1000;
       const decoded = this.tokens - (this.firstTokens ?? 1);
       if (this.first !== null && decoded > 0 && seconds > 0) parts.unshift(`${digits(decoded / seconds)} tok/s`);
       parts.push(`${this.tokens} tokens`);
       if (this.state === "running") parts.push(this.first === null ? "waiting" : "…");
-      else if (this.reason) parts.push({ stop: "ended", length: "cut at the limit" }[this.reason] ?? this.reason);
+      else if (this.reason) parts.push({ stop: "ended", length: "limit" }[this.reason] ?? this.reason);
     }
     const text = this.state === "failed" ? "failed" : parts.join(" · ");
     if (this.figures.textContent !== text) this.figures.textContent = text;

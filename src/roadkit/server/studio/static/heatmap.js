@@ -1,6 +1,6 @@
 // A heatmap of layer × module: a grid of buttons, walked with the arrow keys.
 //
-//   drawHeatmap(node, cells, { value: (cell) => cell.mean_angle, unit: "°", title: "mean |angle|", chosen, looked })
+//   drawHeatmap(node, cells, { value: (cell) => cell.mean_angle, unit: "°", title: "mean |angle|", legend, chosen, looked })
 
 import { digits, el } from "./dom.js";
 
@@ -15,11 +15,12 @@ function axes(cells) {
   return { modules, blocks };
 }
 
-export function drawHeatmap(node, cells, { value, unit, title, chosen, looked }) {
+export function drawHeatmap(node, cells, { value, unit, title, legend, chosen, looked }) {
   const { modules, blocks } = axes(cells);
   const at = new Map(cells.map((cell) => [`${cell.block}/${cell.module}`, cell]));
-  const most = Math.max(...cells.map(value)) || 1;
-  const buttons = new Map();
+  const [least, most] = [Math.min(...cells.map(value)), Math.max(...cells.map(value))];
+  const share = (cell) => (most > least ? (value(cell) - least) / (most - least) : 0.5);
+  const [buttons, shown] = [new Map(), new Map()];
   const rows = modules.map((module) =>
     el("div", { role: "row" },
       el("span", { role: "rowheader", title: module }, module.split(".").at(-1)),
@@ -27,9 +28,10 @@ export function drawHeatmap(node, cells, { value, unit, title, chosen, looked })
         const cell = at.get(`${block}/${module}`);
         if (!cell) return el("span", { role: "gridcell" });
         const label = `${block === null ? "" : `layer ${block}, `}${module}: ${title} ${digits(value(cell))}${unit}`;
-        const button = el("button", { type: "button", tabindex: -1, "aria-label": label, onclick: () => chosen(cell), onfocus: () => looked(cell), onpointerenter: () => looked(cell) });
-        button.style.setProperty("--heat", `${(100 * value(cell)) / most}%`);
+        const button = el("button", { type: "button", tabindex: -1, "aria-label": label });
+        button.style.setProperty("--heat", `${100 * share(cell)}%`);
         buttons.set(cell.layer, button);
+        shown.set(button, cell);
         return el("span", { role: "gridcell" }, button);
       }),
     ),
@@ -40,8 +42,13 @@ export function drawHeatmap(node, cells, { value, unit, title, chosen, looked })
   for (const row of [...rows, numbers]) row.style.setProperty("--columns", blocks.length);
   node.replaceChildren(grid, numbers);
   grid.querySelector("button").tabIndex = 0;
+  const when = (kind, act) => grid.addEventListener(kind, ({ target }) => shown.has(target) && act(shown.get(target)));
+  when("click", chosen);
+  when("focusin", looked);
+  when("pointerover", looked);
   grid.addEventListener("keydown", (event) => walk(event, grid));
-  return { most, select: (layer) => select(buttons, grid, layer) };
+  drawLegend(legend, least, most, unit);
+  return { select: (layer) => select(buttons, grid, layer) };
 }
 
 function select(buttons, grid, layer) {
@@ -69,6 +76,6 @@ function walk(event, grid) {
   next.focus();
 }
 
-export function drawLegend(node, most, unit) {
-  node.replaceChildren(el("span", {}, "0"), el("span", { class: "ramp", "aria-hidden": "true" }), el("span", {}, `${digits(most)}${unit}`));
+function drawLegend(node, least, most, unit) {
+  node.replaceChildren(el("span", {}, `${digits(least)}${unit}`), el("span", { class: "ramp", "aria-hidden": "true" }), el("span", {}, `${digits(most)}${unit}`));
 }

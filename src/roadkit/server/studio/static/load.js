@@ -17,6 +17,12 @@ const CHARTS = [
   { title: "Key/value cache", unit: "% of pages", value: (now) => 100 * now.cache_used, most: () => 100 },
 ];
 
+// The next of 1, 2, 5, 10, 20, 50, …
+function roundTop(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 5, 10].find((step) => step * power >= value) * power;
+}
+
 const ratio = (above, below) => (below > 0 ? above / below : 0);
 const rate = (now, before, of) => ratio(of(now) - of(before), (now.at - before.at) / 1000);
 
@@ -70,7 +76,7 @@ export class Load {
   #draw({ value, most, nodes }) {
     const now = this.#samples.at(-1);
     const values = this.#samples.map((sample, i) => value(sample, this.#samples[Math.max(0, i - 1)]));
-    const top = most?.(now) || Math.max(1, ...values) * 1.1;
+    const top = most?.(now) || roundTop(Math.max(1, ...values));
     const x = (i) => WIDTH - ((values.length - 1 - i) * WIDTH) / (KEPT - 1);
     const y = (one) => HEIGHT - 1 - (Math.min(one, top) / top) * (HEIGHT - 3);
     const points = values.map((one, i) => `${x(i).toFixed(1)} ${y(one).toFixed(1)}`);

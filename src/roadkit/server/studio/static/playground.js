@@ -158,8 +158,8 @@ export class Playground {
     const done = columns.length - failed;
     const parts = [`${done} ${done === 1 ? "answer" : "answers"}${failed ? `, ${failed} failed` : ""}`];
     if (batch?.tokens) {
-      parts.push(`${batch.tokens} tokens in ${digits(seconds)} s`, `up to ${batch.peak} in one batch`);
-      if (batch.steps) parts.push(`${digits(batch.tokens / batch.steps, 2)} tokens a step`);
+      parts.push(`${batch.tokens} tokens in ${digits(seconds)} s`, `${batch.peak} at once in one batch`);
+      parts.push(`${batch.steps} engine steps, one by one at least ${batch.tokens}`);
     }
     report(byId("run-status"), parts.join(" · "), done === 0);
   }

@@ -5,7 +5,7 @@ const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 export function asCurl(origin, path, bodies, keyed) {
   const lines = bodies.map((body) => {
     const key = keyed ? ` -H "Authorization: Bearer $ROADKIT_KEY"` : "";
-    const json = quoted(JSON.stringify({ ...body, stream: false }));
+    const json = quoted(JSON.stringify(body));
     return `curl -s ${origin}${path} -H 'Content-Type: application/json'${key} \\\n  -d ${json} &`;
   });
   return `# sent at once, answered in one batch\n${lines.join("\n")}\nwait\n`;

@@ -5,16 +5,19 @@
 const LONGEST = 1200; // words compared; beyond, the rest is shown as it is
 
 export function differing(text, reference) {
-  const words = text.match(/\s*\S+\s*$|\s*\S+/g) ?? [];
+  const pieces = text.match(/\s+|\S+/g) ?? [];
+  const words = pieces.filter((piece) => piece.trim());
   const others = (reference.match(/\S+/g) ?? []).slice(0, LONGEST);
-  const mine = words.slice(0, LONGEST).map((word) => word.trim());
+  const mine = words.slice(0, LONGEST);
   const common = commonWords(mine, others);
+  const differs = (word) => word >= 0 && word < mine.length && !common[word];
   const runs = [];
-  words.forEach((word, i) => {
-    const differs = i < mine.length && !common[i];
-    if (runs.length && runs.at(-1)[1] === differs) runs.at(-1)[0] += word;
-    else runs.push([word, differs]);
-  });
+  let word = 0; // the next one
+  for (const piece of pieces) {
+    const marked = piece.trim() ? differs(word++) : differs(word - 1) && differs(word); // space between two marked words
+    if (runs.length && runs.at(-1)[1] === marked) runs.at(-1)[0] += piece;
+    else runs.push([piece, marked]);
+  }
   return runs;
 }
 
