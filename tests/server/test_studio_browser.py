@@ -362,15 +362,18 @@ def test_first_paint_size_and_responsiveness(page, capsys):
 @pytest.mark.slow
 @pytest.mark.model
 def test_on_smollm2(driver, start, tmp_path, capsys):
+    widths = {"self_attn": {"q_proj": 576, "k_proj": 192, "v_proj": 192, "o_proj": 576}}
+    widths["mlp"] = {"gate_proj": 1536, "up_proj": 1536, "down_proj": 576}
     layers = {
-        f"model.layers.{i}.self_attn.{name}": width
+        f"model.layers.{i}.{part}.{name}": width
         for i in range(30)
-        for name, width in (("q_proj", 576), ("v_proj", 192))
+        for part, names in widths.items()
+        for name, width in names.items()
     }
     for seed, name in enumerate(("left", "right")):
         torch.manual_seed(seed)
         parameters = {
-            layer: (0.15 * torch.randn(width // 2), 1 + 0.03 * torch.randn(width // 2))
+            layer: (0.1 * torch.randn(width // 2), 1 + 0.02 * torch.randn(width // 2))
             for layer, width in layers.items()
         }
         Adapter.from_parameters(parameters, variant="road_1", group_size=64).save(tmp_path / name)
@@ -391,9 +394,10 @@ def test_on_smollm2(driver, start, tmp_path, capsys):
     page.click("#run")
     page.until(lambda: page.js("return document.querySelector('#stop').disabled"), seconds=300)
     assert all(page.texts(".answer")) and "8 at once in one batch" in page.text("#run-status")
+    status = page.text("#run-status")
     page.open("anatomy?model=left")
-    page.until(lambda: len(page.all("#angle-map button")) == 60)
+    page.until(lambda: len(page.all("#angle-map button")) == 210)
     drawn = page.js("return performance.getEntriesByName('heatmap')[0].duration")
-    show(capsys, {"heatmap_ms": round(drawn, 1), "status": page.text("#run-status")})
+    show(capsys, {"heatmap_ms": round(drawn, 1), "status": status})
     assert page.complaints() == []
     server.stop()

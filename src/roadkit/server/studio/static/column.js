@@ -8,6 +8,8 @@ import { format, parse } from "./expression.js";
 import { differing } from "./words.js";
 
 const [LEAST, MOST] = [-1, 2];
+const FIGURES_EVERY = 200; // milliseconds
+const FAR = 1e7; // pixels, beyond any answer's end
 
 export class Column {
   constructor(expression, { names, changed, removed, referred }) {
@@ -76,6 +78,7 @@ export class Column {
     this.error = this.reason = "";
     this.sent = performance.now();
     this.first = this.last = null;
+    this.shown = 0;
     this.node = document.createTextNode("");
     this.answer.replaceChildren(this.node);
     this.element.classList.remove("failed");
@@ -92,15 +95,21 @@ export class Column {
     this.tokens += tokens;
   }
 
-  // Once a frame at most: what came since the last one.
+  // Once a frame at most: what came since the last one. Figures that change every frame cannot be read.
   flush() {
     if (this.pending) {
       this.node.appendData(this.pending);
       this.text += this.pending;
       this.pending = "";
-      this.answer.scrollTop = this.answer.scrollHeight;
     }
+    if (this.state === "running" && performance.now() - this.shown < FIGURES_EVERY) return;
+    this.shown = performance.now();
     this.#showFigures();
+  }
+
+  // After every column has its text: moving one between two changes would lay the page out for each.
+  follow() {
+    this.answer.scrollTop = FAR;
   }
 
   finish(event) {

@@ -15,7 +15,11 @@ export class Playground {
   #reference = null;
   #names = [];
   #running = null;
-  #flush = perFrame(() => this.#columns.forEach((column) => column.state === "running" && column.flush()));
+  #flush = perFrame(() => {
+    const growing = this.#columns.filter((column) => column.pending);
+    growing.forEach((column) => column.flush());
+    growing.forEach((column) => column.follow());
+  });
   #remember = perFrame(() => this.#writeLink());
 
   constructor(session) {
