@@ -55,7 +55,7 @@ def is_page(path: str) -> bool:
 def router() -> APIRouter:
     """Every file under static/, read once; index.html at /studio itself."""
     routes, found = APIRouter(), {}
-    for file in files(__package__).joinpath("static").iterdir():
+    for file in files("roadkit.server.studio").joinpath("static").iterdir():
         kind = KINDS.get(file.name.rpartition(".")[2])
         if kind is not None:
             content = file.read_bytes()
@@ -73,7 +73,7 @@ def router() -> APIRouter:
         return answer(request, "index.html")
 
     @routes.get("/studio/{name}", include_in_schema=False)
-    async def file(request: Request, name: str) -> Response:
+    async def other(request: Request, name: str) -> Response:
         if name not in found:
             raise not_found(request.url.path)
         return answer(request, name)
