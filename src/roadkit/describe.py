@@ -1,16 +1,22 @@
 """What an adapter does, in numbers that a person reads.
 
 describe(Adapter.load("adapters/formal"))["modules"]["q_proj"]["mean_angle"]      # degrees
+anatomy(adapter)["cells"][0]                                                       # one layer of it
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .adapter import Adapter
-from .rotation import condition, raise_to_parameters
+from .errors import AdapterError, AlgebraError, nearest
+from .rotation import condition, is_scaled_rotation, power, raise_to_parameters
+
+_PLACE = re.compile(r"(?:^|\.)(\d+)\.(.+)$")
 
 
 def describe(adapter: Adapter) -> dict[str, Any]:
@@ -25,12 +31,11 @@ def describe(adapter: Adapter) -> dict[str, Any]:
     for kind, names in kinds.items():
         angles, scales, conditions = [], [], []
         for name in names:
-            a, b, group_size = adapter.layer(name)
-            _, theta, alpha = raise_to_parameters(a, b, group_size)
-            angles.append(theta.abs())
-            scales.append(alpha.abs().clamp_min(1e-30).log().abs())
-            conditions.append(condition(a, b, group_size).max())
-        angle = torch.cat(angles).rad2deg()
+            angle, scale = _turned(adapter, name)
+            angles.append(angle)
+            scales.append(scale)
+            conditions.append(condition(*adapter.layer(name)).max())
+        angle = torch.cat(angles)
         modules[kind] = {
             "layers": len(names),
             "width": adapter.layout.layers[names[0]][0],
@@ -50,3 +55,57 @@ def describe(adapter: Adapter) -> dict[str, Any]:
         "content_hash": adapter.content_hash,
         "modules": modules,
     }
+
+
+def anatomy(adapter: Adapter) -> dict[str, Any]:
+    """Layer × module: how far every layer turns and scales its pairs on average.
+
+    A cell's `block` is the first number in the layer's name (None without one) and `module` what follows it:
+    'model.layers.3.self_attn.q_proj' is block 3, module 'self_attn.q_proj'. Angles are in degrees, log scales natural.
+    """
+    cells = []
+    for name, (width, group_size) in adapter.layout.layers.items():
+        place = _PLACE.search(name)
+        angle, scale = _turned(adapter, name)
+        cells.append(
+            {
+                "layer": name,
+                "block": int(place[1]) if place else None,
+                "module": place[2] if place else name,
+                "pairs": width // 2,
+                "group_size": group_size,
+                "mean_angle": float(angle.mean()),
+                "max_angle": float(angle.max()),
+                "mean_log_scale": float(scale.mean()),
+                "max_log_scale": float(scale.max()),
+            }
+        )
+    order = {cell["module"]: i for i, cell in reversed(list(enumerate(cells)))}  # as they first come
+    cells.sort(key=lambda cell: (-1 if cell["block"] is None else cell["block"], order[cell["module"]]))
+    return {"variant": adapter.variant or "computed", "content_hash": adapter.content_hash, "cells": cells}
+
+
+def pairs(adapter: Adapter, layer: str, *, strength: float = 1.0) -> dict[str, Any]:
+    """The 2×2 blocks of one layer at a strength, [pairs][4]: a_lo, b_lo, b_hi, a_hi (z_lo = a_lo·h_lo + b_lo·h_hi).
+
+    Raises `AdapterError` for a layer that the adapter does not turn, `AlgebraError` where the power does not exist.
+    """
+    if layer not in adapter.layout.layers:
+        raise AdapterError(f"the adapter turns no layer {layer[:200]!r}{nearest(layer[:200], adapter.layout.layers)}")
+    a, b, group_size = adapter.layer(layer)
+    rotations = bool(is_scaled_rotation(a, b, group_size).all())
+    try:
+        a, b = power(a, b, strength, group_size)
+    except AlgebraError as error:
+        raise AlgebraError(f"{layer}, pair {error.pair}: {error}", pair=error.pair) from None
+    a_lo, a_hi = a.view(-1, 2, group_size // 2).unbind(1)
+    b_lo, b_hi = b.view(-1, 2, group_size // 2).unbind(1)
+    blocks = torch.stack([a_lo, b_lo, b_hi, a_hi], dim=-1).view(-1, 4)
+    rounded = [[round(value, 6) for value in block] for block in blocks.tolist()]
+    return {"layer": layer, "group_size": group_size, "strength": strength, "rotations": rotations, "blocks": rounded}
+
+
+def _turned(adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:
+    """|angle| in degrees and |log scale| of a layer's pairs (of its rows, where they are no scaled rotations)."""
+    _, theta, alpha = raise_to_parameters(*adapter.layer(name))
+    return theta.abs().rad2deg(), alpha.abs().clamp_min(1e-30).log().abs()

@@ -14,6 +14,8 @@ def demo(
     output: Path = typer.Option(Path("adapters"), help="Where the trained adapters are kept for the next time."),
     model: str = typer.Option("smollm2", help="Base model: hub id, folder, or smollm2."),
     question: list[str] = typer.Option([], help="Ask this instead. Repeatable."),
+    studio: bool = typer.Option(False, "--studio", help="Serve the adapters and open the Studio in a browser instead."),
+    port: int = typer.Option(8000, help="With --studio; 0 takes a free one."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line."),
 ) -> None:
     """Train four adapters (kept for later), then answer eight requests, each with another adapter, in one batch."""
@@ -33,6 +35,9 @@ def demo(
         console.print(f"trained {', '.join(trained)} in {time.perf_counter() - start:.0f} s, kept in {output}/")
     else:
         console.print(f"using the adapters in {output}/ (delete the folder to train again)")
+    if studio:
+        _serve(model, output, port)
+        return
     engine = Engine.from_pretrained(model, adapters={name: output / name for name in demonstration.ADAPTERS})
     results = {}
     for asked in question or demonstration.QUESTIONS:
@@ -61,3 +66,21 @@ def demo(
         }
         facts = {"trained": trained, "answers": answers, "tokens_per_second": dataclasses.asdict(speed)}
         print(jsonlib.dumps({**facts, "seconds": round(time.perf_counter() - start, 1)}, ensure_ascii=False))
+
+
+def _serve(model: str, adapters: Path, port: int) -> None:
+    """The trained adapters behind the Studio, until Ctrl+C. Uploads are kept beside them."""
+    import threading
+    import webbrowser
+
+    from ..server import launch
+    from ..server.auth import Keyring
+    from ..server.backends import open_backend
+    from ..server.settings import Settings
+
+    def ready(address: str) -> None:
+        print(f"the Studio is on {address}/studio (Ctrl+C ends it)", flush=True)
+        threading.Thread(target=webbrowser.open, args=(f"{address}/studio",), daemon=True).start()  # lynx would wait
+
+    settings = Settings(model=model, registry=adapters / "registry", drain_seconds=2)
+    launch.serve(settings, Keyring(), open_backend(model), adapters=[str(adapters)], port=port, ready=ready)

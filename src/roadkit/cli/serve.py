@@ -126,7 +126,9 @@ def serve(
         port=port,
         insecure=insecure,
         tls=(tls_cert, tls_key) if tls_cert and tls_key else None,
-        ready=lambda address: print(f"serving {settings.model} on {address}/v1", flush=True),
+        ready=lambda address: print(
+            f"serving {settings.model} on {address}/v1\nthe Studio is on {address}/studio", flush=True
+        ),
     )
 
 

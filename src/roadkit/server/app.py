@@ -25,6 +25,8 @@ from .guard import Guard
 from .protocol import Backend
 from .service import Service
 from .settings import Settings
+from .studio import pages as studio_pages
+from .studio import routes as studio_routes
 
 
 def build(
@@ -57,6 +59,8 @@ def build(
     else:
         app.include_router(completions.router(service))
     app.include_router(adapter_routes.router(service))
+    app.include_router(studio_routes.router(service))
+    app.include_router(studio_pages.router())
     _add_model_routes(app, service)
     _add_probes(app, service)
     return app

@@ -41,7 +41,7 @@ class EmbeddedEngine:
         self._tokenizing = threading.Lock()  # fast tokenizers dislike being set up by two threads at once
         self._compiling = threading.Lock()  # one schema at a time; requests without one do not wait for it
         self._worker = Worker("roadkit-engine", self._run)
-        self._steps, self._busy = 0, 0.0
+        self._steps, self._busy, self._tokens = 0, 0.0, 0
 
     # ---- called on the event loop, or (encode, prepare, check) on any thread --------------------------------------
 
@@ -96,6 +96,9 @@ class EmbeddedEngine:
             steps=self._steps,
             seconds_busy=self._busy,
             cache_used=1 - cache.num_free / cache.num_pages,
+            distinct=len({sequence.row for sequence in list(self.engine.scheduler.running)}),
+            max_batch=self.engine.scheduler.max_batch,
+            tokens=self._tokens,
         )
 
     # ---- the engine's thread -----------------------------------------------------------------------------------
@@ -138,6 +141,7 @@ class EmbeddedEngine:
             job.prepared.emit = partial(self._emit, job)
 
     def _emit(self, job: Job, chunk: Chunk) -> None:
+        self._tokens += len(chunk.token_ids)
         if job.first is None and chunk.token_ids:
             job.first = time.monotonic()
         if chunk.completion is not None:

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError, not_found
+from .studio.pages import is_page
 
 if TYPE_CHECKING:
     from .service import Service
@@ -85,10 +86,10 @@ class Guard:
         path, change = scope["path"], scope["method"] not in ("GET", "HEAD", "OPTIONS")
         keyring = self.service.keyring
         if not keyring.keys:
-            self._check_site(headers)
+            self._check_site(headers, page=is_page(path))
             if change and path.startswith("/v1/adapters") and CHANGE_HEADER not in headers:
                 raise ApiError(403, f"changes need the header {CHANGE_HEADER} (any value) on a server without keys")
-        if path not in OPEN:
+        if path not in OPEN and not is_page(path):
             state["caller"] = keyring.caller(headers.get("authorization"))
             if path == "/metrics" and not state["caller"].admin:
                 raise not_found(path)
@@ -106,8 +107,11 @@ class Guard:
                 raise ApiError(415, f"the body must be application/json{also}; send that as Content-Type")
         return _limited(receive, limit)
 
-    def _check_site(self, headers: Headers) -> None:
-        """Without keys, only this machine's own names are answered: no DNS rebinding, no other site's page."""
+    def _check_site(self, headers: Headers, *, page: bool) -> None:
+        """Without keys, only this machine's own names are answered: no DNS rebinding, no other site's page.
+
+        A link to the Studio may be followed from anywhere: its files are the same for everybody and change nothing.
+        """
         allowed = self.service.settings.allowed_hosts
         host = _host(headers.get("host", ""))
         if not (is_loopback(host) or host in allowed or "*" in allowed):
@@ -117,7 +121,8 @@ class Guard:
             site = origin.partition("://")[2]
             if site != headers.get("host"):
                 raise ApiError(403, "requests from other sites' pages are refused")
-        if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        followed = page and headers.get("sec-fetch-mode") == "navigate"
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not followed:
             raise ApiError(403, "requests from other sites' pages are refused")
 
 

@@ -34,6 +34,7 @@ class Metrics:
         self.prompt_tokens = Counter("roadkit_prompt_tokens", "Prompt tokens", names, registry=registry)
         self.cached_tokens = Counter("roadkit_cached_prompt_tokens", "Not computed again", names, registry=registry)
         self.generated_tokens = Counter("roadkit_generated_tokens", "Generated tokens", names, registry=registry)
+        self.answers = Counter("roadkit_answers", "Ended", names, registry=registry)
         self.completions = Counter("roadkit_completions", "Ended, by reason", ["reason"], registry=registry)
         self.loads = Counter("roadkit_adapter_loads", "Compositions brought into memory", registry=registry)
         self.evictions = Counter("roadkit_adapter_evictions", "Compositions that left memory", registry=registry)
@@ -56,6 +57,7 @@ class Metrics:
         self.prompt_tokens.labels(*labels).inc(completion.prompt_tokens)
         self.cached_tokens.labels(*labels).inc(completion.cached_tokens)
         self.generated_tokens.labels(*labels).inc(generated)
+        self.answers.labels(*labels).inc()
         self.completions.labels(completion.finish_reason).inc()
         if job.started is not None:
             self.queue_time.labels(*labels).observe(job.started - job.submitted)

@@ -48,6 +48,9 @@ class Stats:
     steps: int = 0
     seconds_busy: float = 0.0
     cache_used: float = 0.0  # share of the key/value pages
+    distinct: int = 0  # different compositions among the running
+    max_batch: int = 0  # rows of the batch
+    tokens: int = 0  # generated since the start, of running requests too
 
 
 class Backend(Protocol):

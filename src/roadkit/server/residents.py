@@ -55,6 +55,10 @@ class Residents:
     def __len__(self) -> int:
         return len(self._leases)
 
+    def holds(self, entry: Entry) -> bool:
+        """Whether the current version of an adapter is in memory."""
+        return bool(entry.version) and entry.version[:32] in self._leases
+
     def acquire(self, factors: Sequence[tuple[Entry, float]]) -> Lease:
         """A composition, ready in the backend. Raises `RoadkitError` for what cannot be read or composed."""
         singles: list[Lease] = []

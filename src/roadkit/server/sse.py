@@ -8,23 +8,33 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-
-from .generation import Generation
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Content-Type": "text/event-stream; charset=utf-8"}
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps would make one a token
 
 
+class Answering(Protocol):
+    """What is being streamed: one `Generation`, or several together."""
+
+    async def watch(self, request: Request) -> None:
+        """Cancel when the client has gone."""
+        ...
+
+    def close(self) -> None:
+        """Nobody reads any more."""
+        ...
+
+
 class EventStream(Response):
     """`data: {…}` for every object, `data: [DONE]` at the end."""
 
-    def __init__(self, generation: Generation, events: AsyncIterator[dict[str, Any]], request: Request):
+    def __init__(self, generation: Answering, events: AsyncIterator[dict[str, Any]], request: Request):
         super().__init__(headers=_HEADERS)
         if "content-length" in self.headers:
             del self.headers["content-length"]

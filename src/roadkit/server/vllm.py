@@ -130,7 +130,13 @@ class VllmBackend:
     def stats(self) -> Stats:
         """`cache_used` is NaN: vLLM keeps that to its own metrics."""
         loaded = self.engine.stats()["loaded"]
-        return Stats(running=len(self._tasks), waiting=len(self._queue), resident=loaded, cache_used=float("nan"))
+        return Stats(
+            running=len(self._tasks),
+            waiting=len(self._queue),
+            resident=loaded,
+            cache_used=float("nan"),
+            max_batch=self.engine.max_batch,
+        )
 
     # ---- on the event loop -------------------------------------------------------------------------------------
 

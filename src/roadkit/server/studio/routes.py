@@ -1,0 +1,184 @@
+"""`/v1/studio/…`: what the page shows beyond the API's own routes. Keys and tenants hold here as everywhere.
+
+app.include_router(router(service))
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from starlette.responses import JSONResponse, Response
+
+from ... import __version__
+from ...adapter import Adapter
+from ...describe import anatomy, pairs
+from ...errors import RoadkitError
+from ...store import CONFIG, WEIGHTS
+from ..adapters import describe
+from ..auth import Key
+from ..catalog import Entry
+from ..encoder import EncoderEngine
+from ..errors import ApiError, from_roadkit, not_found
+from ..schema import Body, ChatRequest, CompletionRequest
+from ..service import Service
+from ..sse import EventStream
+from .together import Together
+
+COLUMNS = 8
+
+
+class TogetherRequest(Body):
+    """POST /v1/studio/answers: requests as the API takes them, one a column."""
+
+    requests: list[ChatRequest | CompletionRequest] = Field(min_length=1, max_length=COLUMNS)
+
+
+def router(service: Service) -> APIRouter:
+    """The page's own routes."""
+    routes = APIRouter(prefix="/v1/studio")
+
+    @routes.get("/session")
+    async def session(request: Request) -> dict[str, Any]:
+        """What the caller may do here, and what the model is."""
+        caller: Key = request.state.caller
+        generates = not isinstance(service.backend, EncoderEngine)
+        return {
+            "model": service.settings.model,
+            "version": __version__,
+            "keyed": bool(service.keyring.keys),
+            "admin": caller.admin,
+            "uploads": caller.admin and service.registry is not None,
+            "generates": generates,
+            "chats": generates and bool(getattr(service.backend.tokenizer, "chat_template", None)),
+        }
+
+    @routes.get("/adapters")
+    async def adapters(request: Request) -> dict[str, Any]:
+        """The caller's adapters with what the table shows of them."""
+        caller: Key = request.state.caller
+        counts = _counts(service, caller)
+
+        def rows() -> list[dict[str, Any]]:
+            return [_row(service, caller, entry, counts) for entry in service.catalog.visible(caller.tenant)]
+
+        return {"object": "list", "data": await service.work(rows)}
+
+    @routes.get("/anatomy")
+    async def show_anatomy(request: Request, model: str) -> JSONResponse:
+        """Layer × module of any expression."""
+        return JSONResponse(await _computed(service, request.state.caller, model, anatomy))
+
+    @routes.get("/layer")
+    async def show_layer(request: Request, model: str, layer: str, strength: float = 1.0) -> JSONResponse:
+        """The blocks of one layer at a strength, computed as they would be for a request."""
+        if not abs(strength) <= 8:
+            raise ApiError(400, f"strength is {strength:g}, |strength| is at most 8", param="strength")
+        look = partial(pairs, layer=layer, strength=strength)
+        return JSONResponse(await _computed(service, request.state.caller, model, look))
+
+    @routes.get("/stats")
+    async def stats(request: Request) -> dict[str, Any]:
+        """The server's load at this moment. Admins only, as /metrics is."""
+        caller: Key = request.state.caller
+        if not caller.admin:
+            raise not_found(request.url.path)
+        now = service.backend.stats()
+        return {
+            "running": now.running,
+            "waiting": now.waiting,
+            "max_batch": now.max_batch,
+            "distinct": now.distinct,
+            "rows": now.resident,
+            "tokens": now.tokens,
+            "steps": now.steps,
+            "seconds_busy": now.seconds_busy,
+            "cache_used": now.cache_used,
+            "registered": len(service.catalog.all()),
+            "resident": len(service.residents),
+            "adapters": _counts(service, caller),
+        }
+
+    if not isinstance(service.backend, EncoderEngine):
+
+        @routes.post("/answers", response_model=None)
+        async def together(request: Request, body: TogetherRequest) -> Response:
+            """Answer several requests in one batch, over one stream."""
+            begun = await Together.begin(service, request.state.caller, body.requests)
+            return EventStream(begun, begun.events(), request)
+
+    return routes
+
+
+async def _computed(service: Service, caller: Key, model: str, look: Any) -> dict[str, Any]:
+    """look(adapter) for an expression, on a worker thread."""
+
+    def compute() -> dict[str, Any]:
+        factors = service.parse(caller, model)
+        if not factors:
+            raise ApiError(400, "the base model turns nothing; name an adapter", param="model")
+        lease = service.residents.acquire(factors)
+        try:
+            adapter: Adapter = lease.adapter
+            return look(adapter)
+        finally:
+            service.residents.release(lease)
+
+    try:
+        return await service.work(compute)
+    except RoadkitError as error:
+        raise from_roadkit(error, param="model") from None
+
+
+def _counts(service: Service, caller: Key) -> dict[str, dict[str, float]]:
+    """Adapter → answers and tokens so far; an admin's over all tenants, others' their own."""
+    found: dict[str, dict[str, float]] = {}
+    metrics = service.metrics
+    for field, counter in (("answers", metrics.answers), ("tokens", metrics.generated_tokens)):
+        for family in counter.collect():
+            for sample in family.samples:
+                if sample.name.endswith("_total") and (caller.admin or sample.labels["tenant"] == caller.tenant):
+                    row = found.setdefault(sample.labels["adapter"], {"answers": 0.0, "tokens": 0.0})
+                    row[field] += sample.value
+    return found
+
+
+def _row(service: Service, caller: Key, entry: Entry, counts: dict[str, dict[str, float]]) -> dict[str, Any]:
+    own = entry.tenant == caller.tenant
+    return {
+        **describe(entry),
+        **_facts(entry.source),
+        "resident": service.residents.holds(entry),
+        "answers": counts.get(entry.name, {}).get("answers", 0.0),
+        "deletable": caller.admin and own and entry.origin == "upload" and service.registry is not None,
+    }
+
+
+def _facts(source: str) -> dict[str, Any]:
+    """Variant, layers, parameters and bytes of an adapter's folder; nothing for a remote or broken one."""
+    try:
+        found = os.stat(Path(source) / WEIGHTS)
+    except OSError:
+        return {}
+    return dict(_read_facts(source, found.st_mtime_ns, found.st_size))
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_facts(source: str, changed: int, size: int) -> dict[str, Any]:
+    """From the configuration and the header of the weights alone; `changed` and `size` name the version."""
+    try:
+        config = json.loads((Path(source) / CONFIG).read_bytes())
+        with safe_open(Path(source) / WEIGHTS, "numpy") as tensors:
+            angles = [name for name in tensors.keys() if name.endswith(".road_theta")]  # noqa: SIM118
+            parameters = 2 * sum(tensors.get_slice(name).get_shape()[0] for name in angles)
+        facts = {"variant": str(config["variant"])[:20], "group_size": int(config["group_size"])}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError):
+        return {}
+    return {**facts, "layers": len(angles), "parameters": parameters, "bytes": size}
