@@ -5,7 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from roadkit import autograd
-from roadkit.autograd import rotate_trainable
+from roadkit.autograd import rotate_blocks, rotate_trainable
 from roadkit.errors import AdapterError, AlgebraError
 from roadkit.rotation import VARIANTS, lower, num_parameters, rotate
 
@@ -199,6 +199,35 @@ def test_an_input_that_must_stay_is_not_reused(case, way, close):
         close(one / 10, other / 10)
 
 
+@pytest.mark.parametrize("singular", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_blocks_are_rotated_and_differentiated_each_with_its_own(variant, singular, way, close):
+    own = [parameters(variant, 64, spread=0.1) for _ in range(3)]
+    if singular:
+        with torch.no_grad():
+            own[1][1][5] = 0
+    rows = (2, 1, 4)
+    x = torch.randn(7, 5, 64, requires_grad=True)
+    g = torch.randn_like(x)
+    blocks = [(count, *vectors) for count, vectors in zip(rows, own, strict=True)]
+    leaves = (x, *(vector for vectors in own for vector in vectors))
+    z = rotate_blocks(x * 2, blocks, variant=variant, group_size=16)
+    actual = torch.autograd.grad(z, leaves, g)
+    parts = [
+        rotate_trainable(part * 2, *vectors, variant=variant, group_size=16)
+        for part, vectors in zip(x.split(rows), own, strict=True)
+    ]
+    close(z, torch.cat(parts))
+    for one, other in zip(actual, torch.autograd.grad(torch.cat(parts), leaves, g), strict=True):
+        close(one / 10, other / 10)
+
+
+def test_blocks_must_cover_the_rows():
+    theta, alpha = parameters("road_1", 8)
+    with pytest.raises(AdapterError, match="the blocks have 2 rows together, h has 3"):
+        rotate_blocks(torch.randn(3, 8), [(2, theta, alpha)], variant="road_1", group_size=8)
+
+
 def test_non_contiguous_input_and_gradient(way, close):
     theta, alpha = parameters("road_4", 64)
     h = torch.randn(64, 6, 5).permute(1, 2, 0).requires_grad_()
@@ -325,7 +354,7 @@ def test_both_ways_agree_on_what_to_keep():
         torch.manual_seed(seed)
         theta, alpha = parameters("road_2", 8, spread=0.6)
         h = torch.randn(2, 8)
-        options = {"variant": "road_2", "group_size": 8, "trains": True, "reuse": False}
+        options = {"variant": "road_2", "group_size": 8, "trains": True, "out": None}
         ways = [way(h, theta.detach(), alpha.detach(), **options) for way in _WAYS]
         assert ways[0][1] == ways[1][1], seed
 

@@ -11,7 +11,7 @@ projection), and sharing it costs nothing. One pass over g and z gives the rest:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,20 @@ def rotate_trainable(
     return _Rotate.apply(h, theta, alpha, variant, group_size, trains, reuse)
 
 
+def rotate_blocks(h: Tensor, blocks: Sequence[tuple[int, Tensor, Tensor]], *, variant: str, group_size: int) -> Tensor:
+    """`rotate_trainable` of rows that belong to several adapters, each with parameters of its own; one node, one pass.
+
+    h         [n, ..., d]
+    blocks    (rows, θ, α) for each adapter, whose rows of h follow each other; rows add up to n
+    """
+    for _, theta, alpha in blocks:
+        _check(h, theta, alpha, variant, group_size)
+    rows = [count for count, _, _ in blocks]
+    if sum(rows) != len(h):
+        raise AdapterError(f"the blocks have {sum(rows)} rows together, h has {len(h)}")
+    return _RotateBlocks.apply(h, variant, group_size, rows, *(vector for block in blocks for vector in block[1:]))
+
+
 def _check(h: Tensor, theta: Tensor, alpha: Tensor, variant: str, group_size: int) -> None:
     expected = _parameter_shape(variant, h.shape[-1], group_size)
     if theta.shape != expected or alpha.shape != expected:
@@ -75,9 +89,8 @@ class _Rotate(torch.autograd.Function):
         ctx.native = _is_native(h, theta, alpha)
         ctx.variant, ctx.group_size = variant, group_size
         forward = _forward_native if ctx.native else _forward_torch
-        z, ctx.from_output = forward(
-            h, theta, alpha, variant=variant, group_size=group_size, trains=trains, reuse=reuse
-        )
+        out = h if reuse else None
+        z, ctx.from_output = forward(h, theta, alpha, variant=variant, group_size=group_size, trains=trains, out=out)
         if z is h:
             ctx.mark_dirty(h)
         ctx.save_for_backward((z if ctx.from_output else h) if trains else None, theta, alpha)
@@ -88,11 +101,42 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx, g: Tensor):  # type: ignore[override]
         kept, theta, alpha = ctx.saved_tensors
         backward = _backward_native if ctx.native else _backward_torch
-        dh, d_theta, d_alpha = backward(
-            g, kept, theta, alpha, variant=ctx.variant, group_size=ctx.group_size,
-            from_output=ctx.from_output, needs_dh=ctx.needs_input_grad[0],
-        )  # fmt: skip
+        g = g.contiguous()
+        dh = torch.empty_like(g) if ctx.needs_input_grad[0] else None
+        d_theta, d_alpha = backward(
+            g, kept, theta, alpha, variant=ctx.variant, group_size=ctx.group_size, from_output=ctx.from_output, dh=dh
+        )
         return dh, d_theta, d_alpha, None, None, None, None
+
+
+class _RotateBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h: Tensor, variant: str, group_size: int, rows: list[int], *vectors: Tensor):
+        h = h.contiguous()
+        ctx.native = _is_native(h, *vectors[:2])
+        ctx.rows, ctx.options = rows, {"variant": variant, "group_size": group_size}
+        forward = _forward_native if ctx.native else _forward_torch
+        z = torch.empty_like(h)
+        ctx.from_output = True
+        for own, out, theta, alpha in zip(h.split(rows), z.split(rows), vectors[::2], vectors[1::2], strict=True):
+            ctx.from_output &= forward(own, theta, alpha, **ctx.options, trains=True, out=out)[1]
+        ctx.save_for_backward(z if ctx.from_output else h, *vectors)
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor):  # type: ignore[override]
+        kept, *vectors = ctx.saved_tensors
+        g = g.contiguous()
+        backward = _backward_native if ctx.native else _backward_torch
+        dh = torch.empty_like(g) if ctx.needs_input_grad[0] else None
+        outs = dh.split(ctx.rows) if dh is not None else [None] * len(ctx.rows)
+        gradients = []
+        for own, x, out, theta, alpha in zip(
+            g.split(ctx.rows), kept.split(ctx.rows), outs, vectors[::2], vectors[1::2], strict=True
+        ):
+            gradients += backward(own, x, theta, alpha, **ctx.options, from_output=ctx.from_output, dh=out)
+        return dh, None, None, None, *gradients
 
 
 @functools.cache
@@ -103,9 +147,12 @@ def _condition_limit(dtype: torch.dtype) -> float:
 # ---- plain torch: other devices, float64, machines without a compiler --------------------------------------------
 
 
-def _forward_torch(h, theta, alpha, *, variant, group_size, trains, reuse):
+def _forward_torch(h, theta, alpha, *, variant, group_size, trains, out):
+    """→ z, in `out` where it is given and is not h; and whether the gradient can do with z."""
     a, b = lower(variant, theta, alpha, group_size)
     z = _rotate(h, a, b, group_size)
+    if out is not None and out is not h:
+        z = out.copy_(z)
     if not trains:
         return z, False
     determinant = (a * swap(a, group_size) - b * swap(b, group_size)).abs()  # σ₁σ₂ of the singular values
@@ -118,21 +165,23 @@ def _forward_torch(h, theta, alpha, *, variant, group_size, trains, reuse):
     return z, bool(invertible.all())
 
 
-def _backward_torch(g, kept, theta, alpha, *, variant, group_size, from_output, needs_dh):
+def _backward_torch(g, kept, theta, alpha, *, variant, group_size, from_output, dh):
+    """→ dθ and dα, or None and None where nothing was kept for them; writes dh unless it is None."""
     with torch.enable_grad():
         theta, alpha = theta.detach().requires_grad_(), alpha.detach().requires_grad_()
         lowered = lower(variant, theta, alpha, group_size)
     a, b = (vector.detach() for vector in lowered)
     swapped_a, swapped_b = swap(a, group_size), swap(b, group_size)
-    dh = _rotate(g, a, swapped_b, group_size) if needs_dh else None  # Rᵀg
+    if dh is not None:
+        dh.copy_(_rotate(g, a, swapped_b, group_size))  # Rᵀg
     if kept is None:
-        return dh, None, None
+        return None, None
     wide_g, wide_x = (x.reshape(-1, x.shape[-1]).to(a.dtype) for x in (g, kept))
     s, t = (wide_g * wide_x).sum(0), (wide_g * swap(wide_x, group_size)).sum(0)
     if from_output:  # summed with z for h; h = (swap(a) ⊙ z - b ⊙ swap(z)) / det
         determinant = a * swapped_a - b * swapped_b
         s, t = (swapped_a * s - b * t) / determinant, (a * t - swapped_b * s) / determinant
-    return dh, *torch.autograd.grad(lowered, (theta, alpha), (s, t))
+    return torch.autograd.grad(lowered, (theta, alpha), (s, t))
 
 
 def _rotate(h: Tensor, a: Tensor, b: Tensor, group_size: int) -> Tensor:
@@ -162,26 +211,26 @@ def _is_native(h: Tensor, theta: Tensor, alpha: Tensor) -> bool:
     return plain and theta.dtype == alpha.dtype == torch.float32
 
 
-def _forward_native(h, theta, alpha, *, variant, group_size, trains, reuse):
+def _forward_native(h, theta, alpha, *, variant, group_size, trains, out):
+    """→ z, in `out` where it is given (h itself, too); and whether the gradient can do with z."""
     h = h if h.is_contiguous() else h.contiguous()
-    z, (n, d) = h if reuse else torch.empty_like(h), _rows(h)
+    z, (n, d) = torch.empty_like(h) if out is None else out, _rows(h)
     result = _functions()[h.dtype][0](
         h.data_ptr(), z.data_ptr(), theta.data_ptr(), alpha.data_ptr(), n, d, group_size, _NUMBER[variant], trains,
         _condition_limit(h.dtype), MIN_SCALE, _num_threads(h),
     )  # fmt: skip
     if result < 0:
         raise MemoryError(f"no memory to rotate {list(h.shape)}")
-    if reuse and trains and not result:  # h was left alone, because the gradient needs it
+    if out is h and trains and not result:  # h was left alone, because the gradient needs it
         options = {"variant": variant, "group_size": group_size, "trains": trains}
-        return _forward_native(h, theta, alpha, **options, reuse=False)
+        return _forward_native(h, theta, alpha, **options, out=None)
     return z, result > 0
 
 
-def _backward_native(g, kept, theta, alpha, *, variant, group_size, from_output, needs_dh):
-    g = g.contiguous()
+def _backward_native(g, kept, theta, alpha, *, variant, group_size, from_output, dh):
+    """As `_backward_torch`; g and dh contiguous."""
     n, d = _rows(g)
     kept = None if kept is None else kept.contiguous()
-    dh = torch.empty_like(g) if needs_dh else None
     d_theta, d_alpha = (None, None) if kept is None else (torch.empty_like(theta), torch.empty_like(alpha))
     addresses = [None if x is None else x.data_ptr() for x in (g, kept, dh, theta, alpha, d_theta, d_alpha)]
     num_blocks = max(1, min(n // _BLOCK_ROWS, _MAX_BLOCKS))
@@ -190,7 +239,7 @@ def _backward_native(g, kept, theta, alpha, *, variant, group_size, from_output,
     )
     if result < 0:
         raise MemoryError(f"no memory to differentiate the rotation of {list(g.shape)}")
-    return dh, d_theta, d_alpha
+    return d_theta, d_alpha
 
 
 def _rows(x: Tensor) -> tuple[int, int]:

@@ -75,6 +75,11 @@ def resolve(name: str) -> str:
             adapter = " (it is an adapter: name its base model)" if (folder / "adapter_config.json").is_file() else ""
             raise ModelError(f"{name}: the folder has no config.json{adapter}")
         return str(folder)
+    if name.endswith(".gguf"):
+        raise ModelError(
+            f"{name}: transformers would load a GGUF file by dequantising it, to several times its size; say so yourself: "
+            "AutoModelForCausalLM.from_pretrained(folder, gguf_file=…).save_pretrained(…), and name the folder saved"
+        )
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise ModelError(f"{name!r} is no folder here, and no hub id (owner/name)")
     if "/" not in name and (hint := nearest(name, BUNDLED)):
@@ -98,15 +103,17 @@ def canonical_name(name: str) -> str:
 
 
 def load_causal(name: str, *, dtype: torch.dtype | str = "float32", device: str = "cpu") -> PreTrainedModel:
-    """A decoder with its language-model head, in eval mode. `name` as in `resolve`."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """A decoder with its language-model head, in eval mode; one that sees images too. `name` as in `resolve`."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     source = resolve(name)
     config = _loaded(name, AutoConfig, source)
     heads = getattr(config, "architectures", None) or []
     if heads and not any(head.endswith(CAUSAL_HEADS) for head in heads):
         raise ModelError(f"{name} is a {' or '.join(heads)}, which has no language-model head to generate with")
-    return _loaded(name, AutoModelForCausalLM, source, config=config, dtype=dtype).to(device).eval()
+    of_text = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    kind = AutoModelForCausalLM if of_text else AutoModelForImageTextToText
+    return _loaded(name, kind, source, config=config, dtype=dtype).to(device).eval()
 
 
 def load_encoder(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GgufConfig
 
 import roadkit as rk
 from roadkit import models
-from roadkit.errors import AdapterError, RecipeError
+from roadkit.errors import AdapterError, ModelError, RecipeError
 from roadkit.train import load_pair, run
 from roadkit.train.tuned import borrowed, head_names, target_layers, tune
 
@@ -107,3 +108,13 @@ def test_pair_is_saved_as_two_peft_directories_and_loads_back(make_recipe, llama
 def test_single_adapter_is_no_pair(make_recipe, tiny_llama, tmp_path):
     with pytest.raises(AdapterError, match="holds no road/ and lora/"):
         load_pair(tiny_llama(), tmp_path)
+
+
+def test_dequantised_gguf_is_said(make_recipe, tiny_llama, caplog, tmp_path):
+    model = tiny_llama()
+    model.config.quantization_config = GgufConfig(dequantize=True)
+    with borrowed(model):
+        tune(model, make_recipe())
+    assert "the GGUF file's weights were dequantised to torch.float32 and take" in caplog.text
+    with pytest.raises(ModelError, match=r"x\.gguf: transformers would load a GGUF file by dequantising"):
+        models.load_causal(str(tmp_path / "x.gguf"))

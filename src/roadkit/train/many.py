@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from .. import models
 from ..adapter import Base
-from ..autograd import rotate_trainable
+from ..autograd import rotate_blocks
 from ..errors import RecipeError
 from .answers import answer_logits, pad_batch
 from .artifact import check_output
@@ -177,12 +177,10 @@ def _rotated(layers: Mapping[str, nn.Module], recipe: Recipe) -> Iterator[Blocks
         def rotate(module: nn.Module, args: tuple[Any, ...], h: Tensor) -> Tensor:
             per_row, rest = divmod(len(h), sum(rows for _, rows in blocks))
             assert not rest, f"{name}: {len(h)} rows come out, {blocks} went in"
-            parts = h.split([rows * per_row for _, rows in blocks])  # some models join rows and tokens in one dimension
-            turned = [
-                rotate_trainable(part, *student.parameters[name], variant=recipe.variant, group_size=recipe.group_size)
-                for part, (student, _) in zip(parts, blocks, strict=True)
-            ]
-            return torch.cat(turned) if len(turned) > 1 else turned[0]
+            own = [(rows * per_row, *student.parameters[name]) for student, rows in blocks]  # some models join rows and
+            return rotate_blocks(
+                h, own, variant=recipe.variant, group_size=recipe.group_size
+            )  # tokens in one dimension
 
         return rotate
 

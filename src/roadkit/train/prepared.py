@@ -140,8 +140,9 @@ def padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Itera
         if tokenizer.eos_token is None:
             raise RecipeError("the tokenizer has neither a padding nor an end token")
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    config = model.config.get_text_config()
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
     try:
         yield
     finally:

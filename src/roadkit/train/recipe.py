@@ -49,8 +49,9 @@ class Recipe(BaseModel):
     max_length, truncate  tokens a row at most (default: the model's context); false refuses longer rows
     packing               several rows in one sequence, separated by positions so that they never see each other
     group_by_length       batches of rows of like length, for less padding
-    variant … lora        the adapter; target_modules are names or endings of names; learning rates of RoAd are about
-                          ten times LoRA's (paper: 1e-3 … 7e-3, linear, 10 % warm-up, no weight decay)
+    variant … lora        the adapter; target_modules are layers, or modules with layers inside, by name or by its
+                          ending (q_proj, layers.3, language_model); learning rates of RoAd are about ten times
+                          LoRA's (paper: 1e-3 … 7e-3, linear, 10 % warm-up, no weight decay)
     warmup                share of the steps (below 1) or number of steps
     batch_size            rows a step and device; gradient_accumulation multiplies it
     epochs, max_steps     the length of the run; max_steps wins where it is given

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from transformers import get_scheduler
 
@@ -34,10 +34,15 @@ from .trainer import GroupedByLength
 
 @dataclass
 class Student:
-    """One adapter on its way: layer → (θ, α), its own optimiser, schedule and order of rows."""
+    """One adapter on its way, with its own optimiser, schedule and order of rows.
+
+    weights       all its parameters in one vector, which is what the optimiser steps and the norm is taken of
+    parameters    layer → (θ, α): leaves that share the vector's memory, and their gradients its gradient's
+    """
 
     prepared: Prepared
-    parameters: dict[str, tuple[nn.Parameter, nn.Parameter]]
+    weights: nn.Parameter
+    parameters: dict[str, tuple[Tensor, Tensor]]
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     batches: Iterator[list[Mapping[str, Any]]]
@@ -53,10 +58,6 @@ class Student:
     def recipe(self) -> Recipe:
         return self.prepared.recipe
 
-    @property
-    def weights(self) -> list[nn.Parameter]:
-        return [parameter for pair in self.parameters.values() for parameter in pair]
-
     def advance(self) -> str | None:
         """One step of the optimiser; or, where loss or gradient is no number, why there is none."""
         norm = float(clip_grad_norm_(self.weights, self.recipe.max_grad_norm or math.inf))
@@ -66,7 +67,7 @@ class Student:
             return f"the {what} became {value} at step {len(self.losses)}, learning rate {rate:.3g}"
         self.optimizer.step()
         self.schedule.step()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=False)  # the layers' gradients live in it
         return None
 
     def graduate(self, base: Base, seconds: float) -> TrainResult:
@@ -82,7 +83,7 @@ class Student:
             seconds=round(seconds, 3),
             examples=len(prepared.train),
             tokens=self.tokens,
-            trainable=sum(parameter.numel() for parameter in self.weights),
+            trainable=self.weights.numel(),
             truncated=prepared.train.truncated,
             dropped=prepared.train.dropped,
         )
@@ -97,13 +98,18 @@ class Student:
 
 def enrol(prepared: Prepared, layers: Mapping[str, nn.Module], device: torch.device) -> Student:
     recipe = prepared.recipe
-    parameters = {}
-    for name, layer in layers.items():
-        size = num_parameters(recipe.variant, width_of(layer) or 0)
-        theta, alpha = torch.zeros(size, device=device), torch.ones(size, device=device)
-        parameters[name] = nn.Parameter(theta), nn.Parameter(alpha)
-    weights = [parameter for pair in parameters.values() for parameter in pair]
-    optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    sizes = {name: num_parameters(recipe.variant, width_of(layer) or 0) for name, layer in layers.items()}
+    weights = nn.Parameter(torch.zeros(2 * sum(sizes.values()), device=device))
+    weights.grad = torch.zeros_like(weights)
+    lengths = [size for size in sizes.values() for _ in ("theta", "alpha")]
+    leaves = [values.requires_grad_() for values in weights.data.split(lengths)]
+    for leaf, gradient in zip(leaves, weights.grad.split(lengths), strict=True):
+        leaf.grad = gradient
+    parameters = dict(zip(sizes, zip(leaves[::2], leaves[1::2], strict=True), strict=True))
+    with torch.no_grad():
+        for _, alpha in parameters.values():
+            alpha.fill_(1)
+    optimizer = torch.optim.AdamW([weights], lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
     rows_a_step = recipe.batch_size * recipe.gradient_accumulation
     steps_an_epoch = math.ceil(len(prepared.train) / rows_a_step)
     num_steps = recipe.max_steps or math.ceil(recipe.epochs * steps_an_epoch)
@@ -113,7 +119,7 @@ def enrol(prepared: Prepared, layers: Mapping[str, nn.Module], device: torch.dev
         num_warmup_steps=int(recipe.warmup) if recipe.warmup >= 1 else math.ceil(num_steps * recipe.warmup),
         num_training_steps=num_steps,
     )
-    return Student(prepared, parameters, optimizer, schedule, _batches(prepared, rows_a_step), num_steps)
+    return Student(prepared, weights, parameters, optimizer, schedule, _batches(prepared, rows_a_step), num_steps)
 
 
 def _batches(prepared: Prepared, rows_a_step: int) -> Iterator[list[Mapping[str, Any]]]:

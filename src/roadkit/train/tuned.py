@@ -9,6 +9,7 @@ with borrowed(model):
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 from peft import LoraConfig, PeftModel, PeftType, RoadConfig, get_peft_model, inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import RecipeError, nearest
 from ..modules import linear_layers, width_of
@@ -25,6 +26,7 @@ from ..peft_tuner import enable_peft
 from ..rotation import check_group_size
 from .recipe import LoraOptions, Recipe
 
+log = logging.getLogger("roadkit.train")
 ADAPTER = "default"  # the name inside PEFT; it is in no file
 
 
@@ -57,14 +59,14 @@ def target_layers(model: PreTrainedModel, recipe: Recipe) -> dict[str, nn.Module
         chosen = candidates
     else:
         matches = {
-            target: [name for name in candidates if name == target or name.endswith("." + target)]
+            target: [name for name in candidates if f".{target}." in f".{name}."]  # itself, or all that is inside it
             for target in recipe.target_modules
         }
         leaves = sorted({name.rsplit(".", 1)[-1] for name in candidates})
         if missing := [target for target, names in matches.items() if not names]:
             raise RecipeError(
                 f"target_modules: {', '.join(missing)} match{'es' if len(missing) == 1 else ''} no linear layer"
-                f"{nearest(missing[0], leaves)}; candidates: {', '.join(leaves)}"
+                f"{nearest(missing[0], leaves)}; candidates: {', '.join(leaves)}, or a module that holds such"
             )
         wanted = {name for names in matches.values() for name in names}
         chosen = {name: layer for name, layer in candidates.items() if name in wanted}
@@ -96,6 +98,7 @@ def tune(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     """Put trainable rotations on the recipe's layers, in place; everything else is frozen."""
     layers = target_layers(model, recipe)
     heads = head_names(model, recipe)
+    _warn_of_dequantised(model)
     config = RoadConfig(
         variant=recipe.variant,
         group_size=recipe.group_size,
@@ -111,6 +114,15 @@ def tune(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     if recipe.lora is not None:
         surround(tuned, lora_config(recipe.lora, list(layers)))
     return tuned
+
+
+def _warn_of_dequantised(model: PreTrainedModel) -> None:
+    """transformers unpacks a GGUF file's weights unless a kernel package reads them as they are; it does so silently."""
+    method = getattr(getattr(model.config, "quantization_config", None), "quant_method", None)
+    kinds = {str(parameter.dtype) for parameter in model.parameters() if parameter.is_floating_point()}
+    if method == "gguf" and len(kinds) == 1:
+        size = sum(parameter.nbytes for parameter in model.parameters()) / 1e6
+        log.warning("the GGUF file's weights were dequantised to %s and take %.0f MB", *kinds, size)
 
 
 def surround(tuned: PeftModel, config: LoraConfig) -> None:
@@ -142,8 +154,9 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     """
     states = [(module, _photograph(vars(module))) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    configs = [getattr(model, name, None) for name in ("config", "generation_config")]
-    settings = [(config, copy.deepcopy(vars(config))) for config in configs if config is not None]
+    configs = [getattr(model, name) for name in ("config", "generation_config") if getattr(model, name, None)]
+    configs += [part for config in configs for part in vars(config).values() if isinstance(part, PreTrainedConfig)]
+    settings = [(config, _photograph(vars(config))) for config in configs]
     try:
         yield
     finally:
@@ -152,8 +165,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         for config, values in settings:
-            vars(config).clear()
-            vars(config).update(values)
+            _restore(vars(config), values)
 
 
 def _photograph(state: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
