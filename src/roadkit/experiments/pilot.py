@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def displacements(
                 "method": method,
                 "learning_rate": rate,
             }
-            yield Job(f"pilot 1, {METHODS[method].label}", recipe, seed, lambda: compute(method, rate))
+            yield Job(f"pilot 1, {METHODS[method].label}", recipe, seed, partial(compute, method, rate))
 
     return run_jobs(jobs(), ledger, budget=budget, progress=progress)
 
@@ -114,7 +115,7 @@ def disentangle(
                     "task": task,
                     "backbone": backbone,
                 }
-                yield Job(f"pilot 2, {task}, {backbone}", recipe, seed, lambda: compute(task, backbone, parts))
+                yield Job(f"pilot 2, {task}, {backbone}", recipe, seed, partial(compute, task, backbone, parts))
 
     return run_jobs(jobs(), ledger, budget=budget, progress=progress)
 
