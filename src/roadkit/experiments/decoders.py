@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import models
-from ..adapter import Base
+from ..adapter import Adapter, Base
 from ..engine.engine import Engine
 from ..engine.request import Request
 from ..errors import RecipeError
@@ -51,10 +51,10 @@ FULL = Settings(
 
 @dataclass(frozen=True)
 class Tuned:
-    """An engine that answers; `adapter` is what to ask it for, None where the method is in the weights."""
+    """An engine that answers; `adapter` is what it registered, None where the method is in the weights."""
 
     engine: Engine
-    adapter: str | None
+    adapter: Adapter | None
     facts: dict[str, Any]
 
     @classmethod
@@ -87,13 +87,12 @@ class Tuned:
             fitted = fit(model, method, recipe, **options)
             base = Base(models.canonical_name(recipe.model), models.config_fingerprint(model.config))
             adapter = to_adapter(trainable_tensors(fitted.model)[ROAD], fitted.model, base)  # type: ignore[arg-type]
-        return cls(_engine(model, prepared.tokenizer, {ADAPTER: adapter}), ADAPTER, _facts(fitted))
+        return cls(_engine(model, prepared.tokenizer, {ADAPTER: adapter}), adapter, _facts(fitted))
 
     def answer(self, instructions: Sequence[str], *, new_tokens: int) -> list[str]:
         """Greedy answers, all in one mixed batch."""
-        requests = [
-            Request(prompt=prompt_of(text), adapter=self.adapter, max_tokens=new_tokens) for text in instructions
-        ]
+        name = ADAPTER if self.adapter else None
+        requests = [Request(prompt=prompt_of(text), adapter=name, max_tokens=new_tokens) for text in instructions]
         return [completion.text for completion in self.engine.generate(requests)]
 
 

@@ -35,7 +35,11 @@ from .jobs import Job, log, run_jobs
 from .ledger import Ledger
 from .methods import find, num_trainable
 
-ARMS = {"lora": ("lora", None), "road_4": ("road_4", None), "road_1+lora": ("road_1", LoraOptions(r=8, alpha=16))}
+ARMS = {
+    "lora": ("lora", None),
+    "road_4": ("road_4", None),
+    "road_1+lora": ("road_1", LoraOptions(r=8, alpha=16, dropout=0.0)),
+}
 LABELS = {"lora": "LoRA r=8", "road_4": "RoAd4", "road_1+lora": "RoAd1 + LoRA r=8"}
 PATCHES, SIDE = 4, 28  # a picture is four patches of 14 × 14
 
@@ -69,7 +73,7 @@ def run(
 
 def tiny_llava(settings: Settings, tokenizer: Any) -> LlavaForConditionalGeneration:
     """Random weights; its picture token is one past the tokenizer's last."""
-    small = {
+    small: dict[str, Any] = {
         "hidden_size": settings.width,
         "intermediate_size": 2 * settings.width,
         "num_hidden_layers": settings.blocks,
@@ -89,7 +93,7 @@ def _compute(settings: Settings, arm: str, seed: int) -> dict[str, Any]:
     tokenizer = models.load_tokenizer(settings.tokenizer)
     model = tiny_llava(settings, tokenizer)
     method, lora = ARMS[arm]
-    target = {"target_modules": ("language_model",), "group_size": 16, "lora": lora}
+    target: dict[str, Any] = {"target_modules": ("language_model",), "group_size": 16, "lora": lora}
     tuned = find(method).tune(model, Recipe(model=settings.tokenizer, data="noise", output="", **target))
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(

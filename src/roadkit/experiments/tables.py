@@ -29,15 +29,15 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
 
 def scale_of(recipe: Mapping[str, Any], seeds: int) -> str:
     """ "small: minilm, 200 training rows, 3 epochs, 1 seed"."""
-    parts = [
-        recipe.get("model"),
-        f"{recipe['rows']} training rows" if recipe.get("rows") else None,
-        f"{recipe['epochs']} epoch{'s' * (recipe['epochs'] != 1)}" if "epochs" in recipe else None,
-        f"up to {recipe['test']} test rows" if recipe.get("test") else None,
-        f"{recipe['questions']} questions a task" if recipe.get("questions") else None,
-        f"{seeds} seed{'s' * (seeds != 1)}",
-    ]
-    return f"{recipe['scale']}: {', '.join(part for part in parts if part)}"
+    parts = {
+        "model": str(recipe.get("model")),
+        "rows": f"{recipe.get('rows')} training rows",
+        "epochs": f"{recipe.get('epochs')} epoch{'s' * (recipe.get('epochs') != 1)}",
+        "test": f"up to {recipe.get('test')} test rows",
+        "questions": f"{recipe.get('questions')} questions a task",
+    }
+    told = [part for name, part in parts.items() if recipe.get(name)] + [f"{seeds} seed{'s' * (seeds != 1)}"]
+    return f"{recipe['scale']}: {', '.join(told)}"
 
 
 def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
