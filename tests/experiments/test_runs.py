@@ -49,12 +49,10 @@ def test_a_finished_run_is_not_run_again_and_a_budget_leaves_the_rest(ledger):
     assert run_jobs([job("a"), job("b")], ledger) == 0
     assert run_jobs([job("a"), job("b"), job("c")], ledger) == 0
     assert done == ["a", "b", "c"]
-    assert (
-        run_jobs([job("a"), job("d")], ledger, budget=0) == 0
-    )  # the first always runs: nothing is known of its length
+    assert run_jobs([job("a"), job("d")], ledger, budget=0) == 1  # what is done costs nothing, what is not waits
     busy = Job("e", {"name": "e"}, 0, lambda: {"sum": sum(i * i for i in range(3_000_000))})
-    assert run_jobs([busy, job("f")], ledger, budget=1e-6) == 1
-    assert "f" not in done
+    assert run_jobs([busy, job("f")], ledger, budget=0.002) == 1  # the second would take as long as the first did
+    assert done == ["a", "b", "c"]
 
 
 def test_glue_searches_then_reruns_the_best_on_further_seeds(small, data, ledger):
@@ -118,6 +116,19 @@ def test_commonsense_answers_with_an_adapter_and_merged(decoder, data, ledger):
         reasoning.run("commonsense", decoder, ledger, data=data, tasks=["boolqq"])
 
 
+def test_the_full_scale_reads_the_papers_file(data, decoder, tmp_path):
+    import dataclasses
+
+    full = dataclasses.replace(decoder, scale="full", rows=2)
+    (tmp_path / "math").mkdir()
+    rows = [{"instruction": "1?", "input": "", "output": "1", "answer": "1"}] * 3
+    (tmp_path / "math" / "math_10k.json").write_text(json.dumps(rows))
+    suite = reasoning.SUITES["arithmetic"]
+    assert len(reasoning.training_rows(suite, tmp_path, full, seed=0)) == 2
+    with pytest.raises(RecipeError, match=r"no math_10k\.jsonl in"):
+        reasoning.training_rows(suite, data, full, seed=0)
+
+
 def test_arithmetic_and_instruct_run(decoder, data, ledger, tmp_path):
     reasoning.run("arithmetic", decoder, ledger, data=data, methods=["road_1"], tasks=["svamp"])
     instruction.run(decoder, ledger, data=data, output=tmp_path / "answers", methods=["base", "road_1"])
@@ -135,7 +146,7 @@ def test_the_engine_answers_as_transformers_does_with_the_adapter_merged(decoder
     import roadkit as rk
     from roadkit import models
 
-    table = reasoning.training_rows(reasoning.SUITES["commonsense"], data, 8, seed=0)
+    table = reasoning.training_rows(reasoning.SUITES["commonsense"], data, decoder, seed=0)
     tuned = Tuned.train(decoder, "road_1", 3e-2, table, seed=0)
     questions = ["Is 1 even?", "Is 22 even?"]
     answers = tuned.answer(questions, new_tokens=6)

@@ -34,6 +34,7 @@ def glue(
     tasks: str = tasks_option,
     rows: int | None = rows_option,
     epochs: int | None = epochs_option,
+    batch_size: int | None = typer.Option(None, help="Rows a step in place of the scale's."),
     seeds: int = typer.Option(1, min=1, help="The first searches learning rates, further ones rerun the best."),
     rates: int = typer.Option(4, min=1, max=4, help="Learning rates tried, the same number for every method."),
     budget: float | None = budget_option,
@@ -44,7 +45,8 @@ def glue(
     from ..experiments.ledger import Ledger
     from ..experiments.methods import METHODS
 
-    settings = _settings(scale, encoders.Settings(), encoders.FULL, model=model, rows=rows, epochs=epochs)
+    changes = {"model": model, "rows": rows, "epochs": epochs, "batch_size": batch_size}
+    settings = _settings(scale, encoders.Settings(), encoders.FULL, **changes)
     found = Ledger(ledger)
     left = glue.run(
         settings,

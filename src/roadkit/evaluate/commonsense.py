@@ -27,7 +27,7 @@ ANSWERS = {
     "openbookqa": "answer1|answer2|answer3|answer4",
 }
 TRAINED = ("boolq", "arc_easy", "arc_challenge", "openbookqa")  # whose training rows the small scale has
-FILES = {"siqa": "social_i_qa", "hellaswag": "hellaswag_sub"}
+OTHER_NAMES = {"siqa": "social_i_qa", "hellaswag": "hellaswag_sub"}  # the latter a sample of 1,000 rows
 PREFIX = "the correct answer is "
 
 
@@ -44,7 +44,8 @@ def extract_strict(text: str) -> str:
 
 def load(task: str, data: Path, *, train: bool) -> Table:
     """A task's rows (instruction, output, answer) below `data`/commonsense."""
-    table = find_rows(data / "commonsense", f"{FILES.get(task, task)}_{'train' if train else 'test'}")
+    names = [f"{name}_{'train' if train else 'test'}" for name in (task, OTHER_NAMES.get(task, task))]
+    table = find_rows(data / "commonsense", *names)
     return Table([render(row) if "endings" in row else dict(row) for row in table.rows], table.numbers, table.origin)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import RecipeError, nearest
 from ..evaluate import arithmetic, commonsense
+from ..evaluate.files import find_rows
 from ..evaluate.glue import sample_rows
 from ..train.data import Table
 from .decoders import BASE, Settings, Tuned
@@ -29,13 +30,15 @@ RATES = {"road_1": 3e-3, "road_2": 3e-3, "road_4": 3e-3, "lora": 5e-4}  # §C.2;
 class Suite:
     """tasks scored; those with training rows; how rows are read; and whether a text answers a row.
 
-    strict  LoReFT's rule, where the suite has one
+    combined  the paper's training file, below the data folder, which the full scale reads
+    strict    LoReFT's rule, where the suite has one
     """
 
     tasks: tuple[str, ...]
     trained: tuple[str, ...]
     load: Callable[..., Table]
     correct: Callable[[str, str, str], bool]
+    combined: str
     strict: Callable[[str, str], bool] | None = None
 
 
@@ -45,9 +48,12 @@ SUITES = {
         commonsense.TRAINED,
         commonsense.load,
         lambda task, text, answer: commonsense.extract(task, text) == answer,
+        "commonsense/commonsense_170k",
         lambda text, answer: commonsense.extract_strict(text) == answer,
     ),
-    "arithmetic": Suite(arithmetic.TASKS, tuple(arithmetic.TRAINED), arithmetic.load, arithmetic.correct),
+    "arithmetic": Suite(
+        arithmetic.TASKS, tuple(arithmetic.TRAINED), arithmetic.load, arithmetic.correct, "math/math_10k"
+    ),
 }
 
 
@@ -101,7 +107,7 @@ def _jobs(suite, settings, data, methods, tasks, seed) -> Iterator[Job]:
 
 
 def _compute(suite, settings, data, method, rate, tasks, seed) -> dict[str, Any]:
-    tuned = Tuned.train(settings, method, rate, training_rows(suite, data, settings.rows, seed=seed), seed=seed)
+    tuned = Tuned.train(settings, method, rate, training_rows(suite, data, settings, seed=seed), seed=seed)
     asked = {task: sample_rows(suite.load(task, data, train=False), settings.questions, seed=0).rows for task in tasks}
     flat = [(task, row) for task, rows in asked.items() for row in rows]
     texts = tuned.answer([row["instruction"] for _, row in flat], new_tokens=settings.new_tokens)
@@ -116,9 +122,12 @@ def _compute(suite, settings, data, method, rate, tasks, seed) -> dict[str, Any]
     return found | ({"strict": strict, "answered": answered / len(flat)} if suite.strict else {})
 
 
-def training_rows(suite: Suite, data: Path, count: int, *, seed: int) -> Table:
-    """`count` rows, the same share of every task that has training rows, in the tasks' order."""
-    share = -(-count // len(suite.trained))
+def training_rows(suite: Suite, data: Path, settings: Settings, *, seed: int) -> Table:
+    """The paper's training file at full scale; else the same share of every task that has training rows, in order."""
+    if settings.scale == "full":
+        path = data / suite.combined
+        return sample_rows(find_rows(path.parent, path.name), settings.rows, seed=seed)
+    share = -(-settings.rows // len(suite.trained))
     tables = [sample_rows(suite.load(task, data, train=True), share, seed=seed) for task in suite.trained]
-    rows = [row for table in tables for row in table.rows][:count]
+    rows = [row for table in tables for row in table.rows][: settings.rows]
     return Table(rows, list(range(1, len(rows) + 1)), f"{data}, {', '.join(suite.trained)}")
