@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+
 from .. import models
 from ..adapter import Adapter, Base
 from ..engine.engine import Engine
@@ -81,8 +83,9 @@ class Tuned:
             raise RecipeError("prefix tuning cannot be merged, and the engine has no prefixes: choose another method")
         if not method.startswith("road"):
             fitted = fit(model, method, recipe, **options)
-            merged = fitted.model.merge_and_unload() if hasattr(fitted.model, "merge_and_unload") else fitted.model
-            return cls(_engine(merged, prepared.tokenizer, {}), None, _facts(fitted))
+            merge = isinstance(fitted.model, PeftModel)
+            model = fitted.model.merge_and_unload() if merge else fitted.model  # type: ignore[operator]
+            return cls(_engine(model, prepared.tokenizer, {}), None, _facts(fitted))
         with borrowed(model):
             fitted = fit(model, method, recipe, **options)
             base = Base(models.canonical_name(recipe.model), models.config_fingerprint(model.config))

@@ -124,7 +124,7 @@ def _plot_glue(figure: Any, data: Sequence[Row]) -> None:
                 color=f"C{k % 10}", marker="os"[k // 10], label=method,
             )  # fmt: skip
         axes.set(xscale="log", title=task, xlabel="trainable parameters, heads not counted", ylabel="test score, ×100")
-    axes.legend(fontsize="x-small")
+        axes.legend(fontsize="x-small")
 
 
 def _png(plot: Any, data: Sequence[Row]) -> bytes:

@@ -70,7 +70,7 @@ def _titled(title: str, body: list[str]) -> list[str]:
 
 
 def _method(row: Row) -> str:
-    name = row["recipe"]["method"]
+    name = str(row["recipe"]["method"])
     return METHODS[name].label if name in METHODS else LABELS.get(name, name)
 
 
