@@ -1,4 +1,4 @@
-"""`roadkit reproduce composition | merging | report`: the paper's experiments; finished runs are kept and never run twice."""
+"""`roadkit reproduce composition | merging | glue | … | report`: the paper's experiments; finished runs are kept and never run twice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from pathlib import Path
 
 import typer
 
+from . import experiments
+
 app = typer.Typer(help="Run the paper's experiments; finished runs are kept and never run twice.", no_args_is_help=True)
+for command in experiments.COMMANDS:
+    app.command()(command)
 
 
 @app.command()
@@ -70,16 +74,18 @@ def merging(
 
 @app.command()
 def report(
-    output: Path = typer.Argument(Path("results/composition"), help="Folder of a ledger."),
+    output: Path = typer.Argument(Path("results/composition"), help="Folder of the composition experiment's ledger."),
+    ledger: Path = experiments.ledger_option,
+    docs: Path = typer.Option(Path("docs"), help="Folder of experiments.md and of the figures."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line."),
 ) -> None:
-    """Rebuild tables and figures from a ledger; nothing is run."""
+    """Rebuild every table and figure from the ledgers; nothing is run."""
     from ..errors import RoadkitError
+    from ..experiments import report, results
     from ..experiments.ledger import Ledger
-    from ..experiments.report import write
 
-    ledger = Ledger(output / "ledger.jsonl")
-    if not ledger.rows():
-        raise RoadkitError(f"{ledger.path} holds no finished run; run `roadkit reproduce composition` first")
-    written = write(ledger)
+    paths = {output / "ledger.jsonl": report.write, ledger: lambda found: results.write(found, docs)}
+    written = [file for path, write in paths.items() if path.is_file() for file in write(Ledger(path))]
+    if not written:
+        raise RoadkitError(f"neither {' nor '.join(map(str, paths))} is there: run an experiment first")
     typer.echo(jsonlib.dumps({"tables": [str(path) for path in written]}) if json else "\n".join(map(str, written)))

@@ -1,0 +1,245 @@
+"""`roadkit reproduce glue`, `pilot`, `commonsense`, …: the paper's experiments, with one ledger for all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as jsonlib
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..errors import RoadkitError
+
+LEDGER = Path("docs/data/experiments.jsonl")
+ledger_option = typer.Option(LEDGER, "--ledger", "-l", help="Finished runs; those in it are not run again.")
+data_option = typer.Option(Path("../shared/data"), help="Folder of the data sets (not used at full scale by glue).")
+scale_option = typer.Option("small", help="small (the bundled models), or full (the paper's model and settings).")
+model_option = typer.Option(None, help="Base model in place of the scale's: hub id, folder, minilm or smollm2.")
+methods_option = typer.Option("", help="Methods, separated by commas; empty: all of the experiment.")
+tasks_option = typer.Option("", help="Tasks, separated by commas; empty: all of the experiment.")
+rows_option = typer.Option(None, help="Training rows in place of the scale's.")
+epochs_option = typer.Option(None, help="Epochs in place of the scale's.")
+seed_option = typer.Option(0, help="Of the rows drawn, their order and new weights.")
+budget_option = typer.Option(None, help="Processor minutes; runs that do not fit are left for the next call.")
+json_option = typer.Option(False, "--json", help="Print one JSON object as the last line.")
+
+
+def glue(
+    ledger: Path = ledger_option,
+    data: Path = data_option,
+    scale: str = scale_option,
+    model: str | None = model_option,
+    methods: str = methods_option,
+    tasks: str = tasks_option,
+    rows: int | None = rows_option,
+    epochs: int | None = epochs_option,
+    batch_size: int | None = typer.Option(None, help="Rows a step in place of the scale's."),
+    seeds: int = typer.Option(1, min=1, help="The first searches learning rates, further ones rerun the best."),
+    rates: int = typer.Option(4, min=1, max=4, help="Learning rates tried, the same number for every method."),
+    budget: float | None = budget_option,
+    json: bool = json_option,
+) -> None:
+    """GLUE: every method with a learning rate chosen on one half of the development set, scored on the other."""
+    from ..experiments import encoders, glue
+    from ..experiments.ledger import Ledger
+    from ..experiments.methods import METHODS
+
+    changes = {"model": model, "rows": rows, "epochs": epochs, "batch_size": batch_size}
+    settings = _settings(scale, encoders.Settings(), encoders.FULL, **changes)
+    found = Ledger(ledger)
+    left = glue.run(
+        settings,
+        found,
+        data=_source(scale, data),
+        tasks=_list(tasks, glue.SMALL_TASKS if scale == "small" else glue.FULL_TASKS),
+        methods=_list(methods, METHODS),
+        seeds=seeds,
+        num_rates=rates,
+        budget=budget,
+        progress=_say(json),
+    )
+    _done(found, left, json)
+
+
+def pilot(
+    ledger: Path = ledger_option,
+    data: Path = data_option,
+    scale: str = scale_option,
+    model: str | None = model_option,
+    methods: str = methods_option,
+    tasks: str = tasks_option,
+    rows: int | None = rows_option,
+    epochs: int | None = epochs_option,
+    seed: int = seed_option,
+    budget: float | None = budget_option,
+    json: bool = json_option,
+) -> None:
+    """The pilot studies: how fine-tuning moves representations, and whether length or direction carries the answer."""
+    from ..experiments import encoders, pilot
+    from ..experiments.ledger import Ledger
+
+    settings = _settings(scale, encoders.Settings(), encoders.FULL, model=model, rows=rows, epochs=epochs)
+    found, source = Ledger(ledger), _source(scale, data)
+    options: dict[str, Any] = {"data": source, "seed": seed, "budget": budget, "progress": _say(json)}
+    left = pilot.displacements(settings, found, methods=_list(methods, pilot.MOVED), **options)
+    left += pilot.disentangle(settings, found, tasks=_list(tasks, pilot.PROBED), **options)
+    _done(found, left, json)
+
+
+def commonsense(
+    ledger: Path = ledger_option,
+    data: Path = data_option,
+    scale: str = scale_option,
+    model: str | None = model_option,
+    methods: str = methods_option,
+    tasks: str = tasks_option,
+    rows: int | None = rows_option,
+    questions: int | None = typer.Option(None, help="Questions of each task in place of the scale's."),
+    epochs: int | None = epochs_option,
+    seed: int = seed_option,
+    budget: float | None = budget_option,
+    json: bool = json_option,
+) -> None:
+    """Eight commonsense tasks, one model for all, answers scored as LLM-Adapters does."""
+    changes = {"model": model, "rows": rows, "questions": questions, "epochs": epochs}
+    _reason("commonsense", ledger, data, scale, changes, methods, tasks, seed, budget, json)
+
+
+def arithmetic(
+    ledger: Path = ledger_option,
+    data: Path = data_option,
+    scale: str = scale_option,
+    model: str | None = model_option,
+    methods: str = methods_option,
+    tasks: str = tasks_option,
+    rows: int | None = rows_option,
+    questions: int | None = typer.Option(None, help="Questions of each task in place of the scale's."),
+    new_tokens: int = typer.Option(128, help="Tokens an answer at most."),
+    epochs: int | None = epochs_option,
+    seed: int = seed_option,
+    budget: float | None = budget_option,
+    json: bool = json_option,
+) -> None:
+    """AQuA, GSM8K, MAWPS and SVAMP, answers scored as LLM-Adapters does (its Math10K holds rows that MAWPS tests)."""
+    default = 12 if scale == "full" and epochs is None else epochs
+    changes = {"model": model, "rows": rows, "questions": questions, "epochs": default, "new_tokens": new_tokens}
+    _reason("arithmetic", ledger, data, scale, changes, methods, tasks, seed, budget, json)
+
+
+def instruct(
+    ledger: Path = ledger_option,
+    output: Path = typer.Option(Path("results/instruct"), "--output", "-o", help="Folder of the answers to judge."),
+    data: Path = data_option,
+    scale: str = scale_option,
+    model: str | None = model_option,
+    methods: str = methods_option,
+    source: str = typer.Option("ultrafeedback", help="Instructions to learn from: ultrafeedback or alpaca."),
+    rows: int | None = rows_option,
+    questions: int | None = typer.Option(None, help="Prompts answered; at full scale all 805."),
+    new_tokens: int = typer.Option(128, help="Tokens an answer at most."),
+    epochs: int | None = epochs_option,
+    seed: int = seed_option,
+    budget: float | None = budget_option,
+    json: bool = json_option,
+) -> None:
+    """Instruction following: answers to AlpacaEval's prompts, in the file that its judge reads."""
+    from ..experiments import decoders, instruction
+    from ..experiments.ledger import Ledger
+
+    changes = {"model": model, "rows": rows, "questions": questions, "epochs": epochs, "new_tokens": new_tokens}
+    settings = _settings(scale, decoders.Settings(), decoders.FULL, **changes)
+    found = Ledger(ledger)
+    left = instruction.run(
+        settings,
+        found,
+        data=data,
+        output=output,
+        source=source,
+        methods=_list(methods, instruction.METHODS_RUN),
+        seed=seed,
+        budget=budget,
+        progress=_say(json),
+    )
+    _done(found, left, json)
+
+
+def multimodal(ledger: Path = ledger_option, seed: int = seed_option, json: bool = json_option) -> None:
+    """LoRA, RoAd4, and RoAd1 with LoRA on a tiny random LLaVA: shows that it runs, and nothing else."""
+    from ..experiments import multimodal
+    from ..experiments.ledger import Ledger
+
+    _quiet()
+    found = Ledger(ledger)
+    multimodal.run(found, seed=seed, progress=_say(json))
+    _done(found, 0, json)
+
+
+def efficiency(
+    ledger: Path = ledger_option,
+    benches: str = typer.Option("", help="Benchmarks, separated by commas; empty: train, merge, mixed, scaling."),
+    rounds: int = typer.Option(0, help="Rounds of each; 0 is its own choice."),
+    seed: int = typer.Option(0, help="A new number measures again."),
+    json: bool = json_option,
+) -> None:
+    """Training time and memory, merging, heterogeneous batches: the benchmarks of bench/, on a quiet machine."""
+    from ..experiments import efficiency
+    from ..experiments.ledger import Ledger
+
+    found = Ledger(ledger)
+    efficiency.run(found, names=_list(benches, efficiency.SHOWS), rounds=rounds, seed=seed, progress=_say(json))
+    _done(found, 0, json)
+
+
+COMMANDS = (pilot, glue, commonsense, arithmetic, instruct, multimodal, efficiency)
+
+
+def _reason(suite, ledger, data, scale, changes, methods, tasks, seed, budget, json) -> None:
+    from ..experiments import decoders, reasoning
+    from ..experiments.ledger import Ledger
+
+    settings = _settings(scale, decoders.Settings(), decoders.FULL, **changes)
+    found = Ledger(ledger)
+    left = reasoning.run(
+        suite,
+        settings,
+        found,
+        data=data,
+        methods=_list(methods, reasoning.METHODS_RUN),
+        tasks=_list(tasks, ()),
+        seed=seed,
+        budget=budget,
+        progress=_say(json),
+    )
+    _done(found, left, json)
+
+
+def _settings(scale: str, small: Any, full: Any, **changes: Any) -> Any:
+    if scale not in ("small", "full"):
+        raise RoadkitError(f"scale must be 'small' or 'full', got {scale!r}")
+    _quiet()
+    given = {key: value for key, value in changes.items() if value is not None}
+    return dataclasses.replace(small if scale == "small" else full, **given)
+
+
+def _source(scale: str, data: Path) -> Path | None:
+    return data if scale == "small" else None
+
+
+def _list(text: str, default: Any) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) or tuple(default)
+
+
+def _quiet() -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def _say(json: bool) -> Any:
+    return lambda line: typer.echo(line, err=json)
+
+
+def _done(ledger: Any, left: int, json: bool) -> None:
+    if json:
+        typer.echo(jsonlib.dumps({"ledger": str(ledger.path), "runs": len(ledger.rows()), "left": left}))

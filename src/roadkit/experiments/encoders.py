@@ -1,0 +1,126 @@
+"""GLUE rows ready for any method: tokenised, split as the paper does, with a fresh base model for each run.
+
+data = EncoderData.load("rte", Settings(rows=300), data=Path("../shared/data"), seed=0)
+model = data.fresh(); fitted = data.fit(model, "lora", 1e-3); data.score(fitted.model, data.test)
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import RecipeError, nearest
+from ..evaluate import glue
+from ..train.metrics import classification_metrics, regression_metrics
+from ..train.prepared import Prepared, load_base, prepare
+from ..train.recipe import Recipe
+from ..train.tokens import encode
+from .fit import Fitted, fit
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the runs of one experiment share.
+
+    rows, validation, test  rows drawn of each part; None takes all
+    """
+
+    scale: str = "small"
+    model: str = "minilm"
+    rows: int | None = 400
+    validation: int | None = 150
+    test: int | None = 300
+    epochs: int = 3
+    batch_size: int = 16
+    max_length: int = 64
+    group_size: int = 64
+
+
+FULL = Settings("full", "FacebookAI/roberta-base", None, None, None, 20, 32, 128, 2)  # §C.1; group size 2: neighbours
+
+
+@dataclass(frozen=True)
+class EncoderData:
+    """One task's rows, for the runs of one seed. `recipe` holds what every method shares."""
+
+    task: str
+    prepared: Prepared
+    validation: Rows
+    test: Rows
+
+    @classmethod
+    def load(cls, task: str, settings: Settings, *, data: Path | None, seed: int) -> EncoderData:
+        """Rows are drawn by the seed; the cut of the development set is the same for every seed."""
+        if task not in glue.TASKS:
+            raise RecipeError(f"no task {task!r}{nearest(task, glue.TASKS)}; there are {', '.join(glue.TASKS)}")
+        found = glue.TASKS[task]
+        train, dev = glue.load(found, data)
+        validation, test = glue.split_dev(dev, seed=0)
+        recipe = Recipe(
+            model=settings.model,
+            data=found.train,
+            output=str(Path(tempfile.gettempdir()) / f"roadkit-{task}"),
+            task=found.kind,  # type: ignore[arg-type]
+            num_labels=found.num_labels if found.kind == "classification" else None,
+            columns=found.columns if data is None else {},
+            max_length=settings.max_length,
+            group_size=settings.group_size,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            eval_batch_size=2 * settings.batch_size,
+            group_by_length=True,
+            seed=seed,
+        )
+        prepared = prepare(recipe, table=glue.sample_rows(train, settings.rows, seed=seed))
+        parts = [
+            encode(
+                glue.sample_rows(part, count, seed=0), prepared.layout, prepared.tokenizer, recipe,
+                max_length=prepared.max_length, labels=prepared.classes,
+            ).examples
+            for part, count in ((validation, settings.validation), (test, settings.test))
+        ]  # fmt: skip
+        return cls(task, prepared, *parts)
+
+    @property
+    def metric(self) -> str:
+        return glue.TASKS[self.task].metric
+
+    def fresh(self) -> Any:
+        """The base model with a new head that depends on the seed alone."""
+        return load_base(self.prepared)
+
+    def fit(self, model: Any, method: str, learning_rate: float) -> Fitted:
+        """Train in place; of the epochs the one best on validation is kept."""
+        with tempfile.TemporaryDirectory() as folder:
+            changes = {"learning_rate": learning_rate, "output": str(Path(folder) / "adapter")}
+            recipe = Recipe(**self.prepared.recipe.model_dump() | changes)
+            return fit(
+                model, method, recipe, tokenizer=self.prepared.tokenizer,
+                train=self.prepared.train.examples, validation=self.validation, best=self.metric,
+            )  # fmt: skip
+
+    def batches(self, rows: Sequence[Mapping[str, Any]], size: int = 32) -> list[dict[str, Tensor]]:
+        """Padded batches in the rows' order."""
+        parts = [rows[at : at + size] for at in range(0, len(rows), size)]
+        return [dict(self.prepared.tokenizer.pad([dict(row) for row in part], return_tensors="pt")) for part in parts]
+
+    @torch.no_grad()
+    def score(self, model: Any, rows: Rows) -> float:
+        """The task's metric."""
+        logits, gold = [], []
+        for batch in self.batches(rows):
+            gold.append(batch.pop("labels"))
+            device = next(model.parameters()).device
+            logits.append(model(**{key: value.to(device) for key, value in batch.items()}).logits.float().cpu())
+        scores, labels = torch.cat(logits), torch.cat(gold)
+        if self.metric in ("pearson", "spearman"):
+            return regression_metrics(scores.squeeze(-1).numpy(), labels.float().numpy())[self.metric]
+        return classification_metrics(scores.argmax(-1).numpy(), labels.numpy())[self.metric]

@@ -1,0 +1,147 @@
+"""Ledger rows as figures, each with its data beside it.
+
+draw(ledger.rows(), Path("docs/figures"))      # pilot1.png and .csv, pilot2.…, glue.…
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import write_atomic
+from .methods import METHODS
+from .tables import Row, scale_of
+
+SHOWN = ("mean", "q05", "q25", "q50", "q75", "q95")
+
+
+def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write a figure and its data for every experiment that has finished runs and a figure."""
+    written = []
+    for name, (data_of, plot) in FIGURES.items():
+        data = data_of([row for row in rows if row["recipe"].get("experiment") == name])
+        if not data:
+            continue
+        write_atomic(folder / f"{name}.csv", to_csv(data))
+        write_atomic(folder / f"{name}.png", _png(plot, data))
+        written += [folder / f"{name}.csv", folder / f"{name}.png"]
+    return written
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _scale(row: Row) -> str:
+    return scale_of(row["recipe"], 1)
+
+
+def _pilot1(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
+        {
+            "scale": _scale(row), "method": METHODS[row["recipe"]["method"]].label, "measure": measure, "block": i,
+            **{key: round(block[key], 6) for key in SHOWN},
+        }
+        for row in rows
+        for measure in ("magnitude", "direction")
+        for i, block in enumerate(row["metrics"][measure], 1)
+    ]  # fmt: skip
+
+
+def _pilot2(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
+        {
+            "scale": _scale(row), "task": row["recipe"]["task"], "metric": row["metrics"]["metric"],
+            "head": part if row["recipe"]["backbone"] == "pretrained" else "random backbone",
+            "test": round(score["test"], 6),
+        }
+        for row in rows
+        for part, score in row["metrics"]["scores"].items()
+    ]  # fmt: skip
+
+
+def _glue(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
+        {
+            "scale": _scale(row), "task": row["recipe"]["task"], "method": METHODS[row["recipe"]["method"]].label,
+            "learning_rate": row["recipe"]["learning_rate"], "seed": row["seed"],
+            "trainable": row["metrics"]["trainable"], "validation": round(row["metrics"]["validation"], 6),
+            "test": round(row["metrics"]["test"], 6),
+        }
+        for row in rows
+    ]  # fmt: skip
+
+
+def _plot_pilot1(figure: Any, data: Sequence[Row]) -> None:
+    """Boxes from the 25th to the 75th percentile, whiskers from the 5th to the 95th."""
+    methods = list(dict.fromkeys(row["method"] for row in data))
+    titles = {"magnitude": "ΔM: relative change of length", "direction": "ΔD: cosine with the pretrained"}
+    for axes, (measure, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        for k, method in enumerate(methods):
+            own = [row for row in data if row["measure"] == measure and row["method"] == method]
+            boxes = [
+                {"med": row["q50"], "q1": row["q25"], "q3": row["q75"], "whislo": row["q05"], "whishi": row["q95"]}
+                for row in own
+            ]
+            places = [row["block"] + 0.25 * (k - (len(methods) - 1) / 2) for row in own]
+            color = f"C{k}"
+            axes.bxp(
+                boxes, positions=places, widths=0.2, showfliers=False, patch_artist=True, manage_ticks=False,
+                boxprops={"facecolor": color, "alpha": 0.5}, medianprops={"color": color},
+            )  # fmt: skip
+            axes.plot([], [], color=color, label=method)
+        axes.set(title=title, xlabel="block")
+        axes.legend(fontsize="small")
+
+
+def _plot_pilot2(figure: Any, data: Sequence[Row]) -> None:
+    tasks, heads = (list(dict.fromkeys(row[name] for row in data)) for name in ("task", "head"))
+    axes = figure.subplots()
+    for k, head in enumerate(heads):
+        own = {row["task"]: row["test"] for row in data if row["head"] == head}
+        places = [i + 0.2 * (k - (len(heads) - 1) / 2) for i in range(len(tasks))]
+        axes.bar(places, [100 * own.get(task, 0.0) for task in tasks], width=0.18, label=head)
+    metric = {row["task"]: row["metric"] for row in data}
+    axes.set_xticks(range(len(tasks)), [f"{task}\n{metric[task]}" for task in tasks])
+    axes.set(ylabel="test score, ×100", title="what a classifier sees of the representation")
+    axes.legend(fontsize="small")
+
+
+def _plot_glue(figure: Any, data: Sequence[Row]) -> None:
+    tasks = list(dict.fromkeys(row["task"] for row in data))
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        for k, method in enumerate(dict.fromkeys(row["method"] for row in data)):
+            own = [row for row in data if row["task"] == task and row["method"] == method]
+            axes.scatter(
+                [max(row["trainable"], 1) for row in own], [100 * row["test"] for row in own],
+                color=f"C{k % 10}", marker="os"[k // 10], label=method,
+            )  # fmt: skip
+        axes.set(xscale="log", title=task, xlabel="trainable parameters, heads not counted", ylabel="test score, ×100")
+        axes.legend(fontsize="x-small")
+
+
+def _png(plot: Any, data: Sequence[Row]) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    plot(figure, data)
+    figure.suptitle("; ".join(dict.fromkeys(row["scale"] for row in data)), fontsize="small")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+    return file.getvalue()
+
+
+FIGURES = {
+    "pilot1": (_pilot1, _plot_pilot1),
+    "pilot2": (_pilot2, _plot_pilot2),
+    "glue": (_glue, _plot_glue),
+}

@@ -1,0 +1,111 @@
+"""One training run of any method, through roadkit's own trainers, and the best epoch by a validation metric.
+
+    fitted = fit(model, "lora", recipe, tokenizer=tokenizer, train=rows, validation=others, best="accuracy")
+    fitted.model, fitted.validation["accuracy"], fitted.trainable
+
+Data, loops, schedules and guards are those of `roadkit.train`, whatever the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback, set_seed
+
+from ..adapter import Base
+from ..errors import RecipeError
+from ..train.callbacks import Run, held_out_metrics
+from ..train.prepared import padding, use_cpu
+from ..train.recipe import Recipe
+from ..train.trainer import build_trainer
+from ..train.tuned import head_names
+from .methods import find, num_trainable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The trained model (for full fine-tuning and BitFit the base itself, changed), and what the run cost.
+
+    validation  metrics of the kept epoch; empty without validation rows
+    trainable   parameters, heads not counted
+    """
+
+    model: nn.Module
+    validation: Mapping[str, float]
+    trainable: int
+    steps: int
+    train_loss: float
+
+
+class KeepBest(TrainerCallback):
+    """Keeps the trained tensors of the evaluation with the highest `metric`; the first of equals stays."""
+
+    def __init__(self, metric: str):
+        self.metric = metric
+        self.best: dict[str, float] = {}
+        self._kept: dict[str, Tensor] = {}
+
+    def on_evaluate(self, args, state, control, **kwargs: Any) -> None:
+        found = held_out_metrics(kwargs["metrics"])
+        if self.metric not in found:
+            raise RecipeError(f"no metric {self.metric!r} to choose an epoch by; there are {', '.join(found)}")
+        better = -1 if self.metric == "loss" else 1
+        if self.best and better * found[self.metric] <= better * self.best[self.metric]:
+            return
+        self.best = found
+        self._kept = {name: value.detach().clone() for name, value in _trained(kwargs["model"])}
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module) -> None:
+        for name, value in _trained(model):
+            value.copy_(self._kept[name])
+
+
+def fit(
+    model: PreTrainedModel,
+    method: str,
+    recipe: Recipe,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]] = (),
+    best: str = "loss",
+) -> Fitted:
+    """Train `method` on tokenised rows. With validation rows, evaluate after every epoch and keep the best one.
+
+    Raises `RecipeError` for an unknown method or metric, and for a loss that stops being a number.
+    """
+    heads = head_names(model, recipe)
+    set_seed(recipe.seed)
+    tuned = find(method).tune(model, recipe)
+    tuned.train()
+    with padding(tokenizer, model):
+        trainer = build_trainer(
+            tuned,
+            Run(recipe, Base("", ""), {}),
+            tokenizer=tokenizer,
+            train=train,
+            held_out=validation or None,
+            use_cpu=use_cpu(model),
+        )
+        keep = KeepBest(best)
+        if validation:
+            size = recipe.eval_batch_size or recipe.batch_size
+            trainer.args.set_evaluate("epoch", batch_size=size, delay=0.0)
+            trainer.add_callback(keep)
+        outcome = trainer.train()
+    if validation:
+        keep.restore(tuned)
+    tuned.eval()
+    return Fitted(tuned, keep.best, num_trainable(tuned, heads), outcome.global_step, outcome.training_loss)
+
+
+def _trained(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

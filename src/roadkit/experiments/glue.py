@@ -1,0 +1,109 @@
+"""GLUE (tables 2 and C.1 to C.4): every method with its own learning rate, chosen on validation, scored on test.
+
+    run(Settings(rows=400), Ledger(path), data=Path("../shared/data"), methods=["road_1", "lora"], budget=10)
+
+The first seed tries each learning rate; further seeds rerun the best. Test scores are in every row, but only that of
+the learning rate chosen on validation goes into a table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .encoders import EncoderData, Settings
+from .jobs import Job, log, run_jobs
+from .ledger import Ledger
+from .methods import METHODS, find
+
+SMALL_TASKS = ("mrpc", "stsb", "cola", "sst2", "rte")
+FULL_TASKS = (*SMALL_TASKS, "qnli", "qqp", "mnli")
+
+
+def run(
+    settings: Settings,
+    ledger: Ledger,
+    *,
+    data: Path | None,
+    tasks: Sequence[str] = SMALL_TASKS,
+    methods: Sequence[str] = tuple(METHODS),
+    seeds: int = 1,
+    num_rates: int = 4,
+    budget: float | None = None,
+    progress: Callable[[str], None] = log.info,
+) -> int:
+    """Do the runs that the ledger lacks; → how many the budget left out.
+
+    data        folder with glue/…, or None for the hub
+    num_rates   learning rates a method tries, the same number for all; those next to the middle come first
+    """
+    for method in methods:
+        find(method)
+    jobs = _jobs(settings, ledger, data, tasks, methods, seeds, num_rates)
+    return run_jobs(jobs, ledger, budget=budget, progress=progress)
+
+
+def recipe_of(settings: Settings, task: str, method: str, learning_rate: float) -> dict[str, Any]:
+    """What identifies a run in the ledger."""
+    return {
+        "experiment": "glue",
+        **dataclasses.asdict(settings),
+        "task": task,
+        "method": method,
+        "learning_rate": learning_rate,
+    }
+
+
+def rates_of(method: str, count: int) -> tuple[float, ...]:
+    """`count` of a method's learning rates, its second first: (b), (b, c), (b, c, a), (b, c, a, d)."""
+    a, b, c, d = find(method).rates
+    return (b, c, a, d)[:count]
+
+
+def _jobs(settings, ledger, data, tasks, methods, seeds, num_rates) -> Iterator[Job]:
+    """The search of every method and task, then further seeds, so that a small budget gives broad tables first."""
+    loaded: dict[tuple[str, int], EncoderData] = {}
+
+    def rows(task: str, seed: int) -> EncoderData:
+        if (task, seed) not in loaded:
+            loaded[task, seed] = EncoderData.load(task, settings, data=data, seed=seed)
+        return loaded[task, seed]
+
+    def job(task: str, method: str, rate: float, seed: int) -> Job:
+        return Job(
+            f"{task}, {METHODS[method].label}, {rate:g}, seed {seed}",
+            recipe_of(settings, task, method, rate),
+            seed,
+            lambda: _compute(rows(task, seed), method, rate),
+        )
+
+    for number in range(num_rates):
+        for task in tasks:
+            for method in methods:
+                yield job(task, method, rates_of(method, num_rates)[number], 0)
+    for seed in range(1, seeds):
+        for task in tasks:
+            for method in methods:
+                recipes = [recipe_of(settings, task, method, rate) for rate in rates_of(method, num_rates)]
+                found = [row for recipe in recipes if (row := ledger.find(recipe, seed=0))]
+                if len(found) == num_rates:  # chosen only where the whole search is done
+                    yield job(task, method, best(found)["recipe"]["learning_rate"], seed)
+
+
+def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The row with the best validation score; the first of equals."""
+    return max(rows, key=lambda row: row["metrics"]["validation"])
+
+
+def _compute(data: EncoderData, method: str, learning_rate: float) -> dict[str, Any]:
+    fitted = data.fit(data.fresh(), method, learning_rate)
+    return {
+        "metric": data.metric,
+        "validation": fitted.validation[data.metric],
+        "test": data.score(fitted.model, data.test),
+        "trainable": fitted.trainable,
+        "steps": fitted.steps,
+        "train_loss": fitted.train_loss,
+    }

@@ -1,0 +1,140 @@
+"""The methods that the paper compares: how each makes a base model trainable, and the learning rates it is given.
+
+    tuned = METHODS["lora"].tune(model, recipe)       # in place, like every PEFT method
+    num_trainable(tuned, heads)                       # heads not counted, as in the paper
+
+RoAd goes through `roadkit.train`, the others through PEFT. Every method gets the same number of learning rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import RecipeError, nearest
+from ..train.recipe import Recipe
+from ..train.tuned import head_names, target_layers, tune
+
+FIRST_OF_MLP = ("intermediate.dense", "fc1", "up_proj", "gate_proj", "c_fc")  # the paper's "fc1", by model family
+RANK = 8
+
+Tune = Callable[[PreTrainedModel, Recipe], nn.Module]
+
+
+@dataclass(frozen=True)
+class Method:
+    """label    as in tables
+    rates       learning rates tried, in the paper's order of magnitude for RoAd (§C.1), a decade around the usual else
+    tune        makes a model trainable, in place → the model to train
+    """
+
+    label: str
+    rates: tuple[float, ...]
+    tune: Tune
+
+
+def find(name: str) -> Method:
+    """Raises `RecipeError` with the nearest name."""
+    if name not in METHODS:
+        raise RecipeError(f"no method {name!r}{nearest(name, METHODS)}; there are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def num_trainable(model: nn.Module, heads: Sequence[str] = ()) -> int:
+    """Trainable parameters outside the heads."""
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not any(f".{head}." in f".{name}." for head in heads)
+    )
+
+
+def _road(variant: str, *, first_of_mlp: bool = False) -> Tune:
+    def apply(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
+        changes: dict[str, Any] = {"variant": variant}
+        if first_of_mlp:
+            layers = [name for name in target_layers(model, recipe) if name.endswith(FIRST_OF_MLP)]
+            if not layers:
+                raise RecipeError(f"{type(model).__name__} has no layer called {', '.join(FIRST_OF_MLP)}")
+            changes["target_modules"] = layers
+        return tune(model, Recipe(**recipe.model_dump() | changes))
+
+    return apply
+
+
+def _peft(make: Callable[..., Any], **options: Any) -> Tune:
+    """A PEFT method on the layers that RoAd rotates."""
+
+    def apply(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
+        from peft import get_peft_model
+
+        layers, heads = list(target_layers(model, recipe)), head_names(model, recipe)
+        return get_peft_model(model, make(target_modules=layers, modules_to_save=heads or None, **options))
+
+    return apply
+
+
+def _config(name: str) -> Callable[..., Any]:
+    def make(**options: Any) -> Any:
+        import peft
+
+        return getattr(peft, name)(**options)
+
+    return make
+
+
+def _ia3(*, target_modules: list[str], modules_to_save: list[str] | None) -> Any:
+    """(IA)³ scales keys, values and the inputs of the second MLP layer."""
+    from peft import IA3Config
+
+    second = [
+        name
+        for name in target_modules
+        if name.endswith(("down_proj", "fc2", "c_proj", "output.dense")) and "attention" not in name
+    ]
+    chosen = [name for name in target_modules if name.endswith(("key", "value", "k_proj", "v_proj"))] + second
+    return IA3Config(target_modules=chosen, feedforward_modules=second, modules_to_save=modules_to_save)
+
+
+def _prefix(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
+    from peft import PrefixTuningConfig, TaskType, get_peft_model
+
+    kind = TaskType.CAUSAL_LM if recipe.task == "causal" else TaskType.SEQ_CLS
+    return get_peft_model(model, PrefixTuningConfig(num_virtual_tokens=20, task_type=kind))
+
+
+def _only(keep: Callable[[str], bool]) -> Tune:
+    """Train the parameters whose name is kept, and the heads."""
+
+    def apply(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
+        heads = head_names(model, recipe)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(keep(name) or any(name.startswith(f"{head}.") for head in heads))
+        return model
+
+    return apply
+
+
+ROAD_RATES = (1e-3, 3e-3, 5e-3, 7e-3)  # the paper's
+METHODS: dict[str, Method] = {
+    "road_1": Method("RoAd1", ROAD_RATES, _road("road_1")),
+    "road_1_fc1": Method("RoAd1(fc1)", ROAD_RATES, _road("road_1", first_of_mlp=True)),
+    "road_2": Method("RoAd2", ROAD_RATES, _road("road_2")),
+    "road_4": Method("RoAd4", ROAD_RATES, _road("road_4")),
+    "full": Method("full fine-tuning", (3e-5, 1e-4, 2e-4, 5e-4), _only(lambda name: True)),
+    "lora": Method("LoRA r=8", (5e-4, 1e-3, 2e-3, 4e-3), _peft(_config("LoraConfig"), r=RANK, lora_alpha=2 * RANK)),
+    "dora": Method(
+        "DoRA r=8", (5e-4, 1e-3, 2e-3, 4e-3), _peft(_config("LoraConfig"), r=RANK, lora_alpha=2 * RANK, use_dora=True)
+    ),
+    "ia3": Method("(IA)3", (1e-3, 3e-3, 5e-3, 1e-2), _peft(_ia3)),
+    "oft_2": Method("OFT block 2", ROAD_RATES, _peft(_config("OFTConfig"), oft_block_size=2, r=0)),
+    "oft_16": Method("OFT block 16", (5e-4, 1e-3, 2e-3, 4e-3), _peft(_config("OFTConfig"), oft_block_size=16, r=0)),
+    "boft": Method("BOFT block 4", (5e-4, 1e-3, 2e-3, 4e-3), _peft(_config("BOFTConfig"), boft_block_size=4)),
+    "bitfit": Method("BitFit", (5e-4, 1e-3, 2e-3, 4e-3), _only(lambda name: name.endswith("bias"))),
+    "prefix": Method("prefix tuning, 20", (1e-3, 3e-3, 1e-2, 3e-2), _prefix),
+    "head": Method("head alone", (1e-3, 3e-3, 1e-2, 3e-2), _only(lambda name: False)),
+}

@@ -1,0 +1,133 @@
+"""Commonsense (tables 3, C.5, C.6, D.2) and arithmetic (tables 4, C.7): one model for all tasks of a suite, generative.
+
+run("commonsense", Settings(rows=64), Ledger(path), data=Path("../shared/data"), methods=["base", "road_1"])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import RecipeError, nearest
+from ..evaluate import arithmetic, commonsense
+from ..evaluate.files import find_rows
+from ..evaluate.glue import sample_rows
+from ..train.data import Table
+from .decoders import BASE, Settings, Tuned
+from .jobs import Job, log, run_jobs
+from .ledger import Ledger
+from .methods import METHODS, find
+
+METHODS_RUN = (BASE, "road_1", "lora", "road_2")
+RATES = {"road_1": 3e-3, "road_2": 3e-3, "road_4": 3e-3, "lora": 5e-4}  # §C.2; others: their second of METHODS
+
+
+@dataclass(frozen=True)
+class Suite:
+    """tasks scored; those with training rows; how rows are read; and whether a text answers a row.
+
+    combined  the paper's training file, below the data folder, which the full scale reads
+    strict    LoReFT's rule, where the suite has one
+    """
+
+    tasks: tuple[str, ...]
+    trained: tuple[str, ...]
+    load: Callable[..., Table]
+    correct: Callable[[str, str, str], bool]
+    combined: str
+    strict: Callable[[str, str], bool] | None = None
+
+
+SUITES = {
+    "commonsense": Suite(
+        tuple(commonsense.ANSWERS),
+        commonsense.TRAINED,
+        commonsense.load,
+        lambda task, text, answer: commonsense.extract(task, text) == answer,
+        "commonsense/commonsense_170k",
+        lambda text, answer: commonsense.extract_strict(text) == answer,
+    ),
+    "arithmetic": Suite(
+        arithmetic.TASKS, tuple(arithmetic.TRAINED), arithmetic.load, arithmetic.correct, "math/math_10k"
+    ),
+}
+
+
+def run(
+    suite: str,
+    settings: Settings,
+    ledger: Ledger,
+    *,
+    data: Path,
+    methods: Sequence[str] = METHODS_RUN,
+    tasks: Sequence[str] = (),
+    seed: int = 0,
+    budget: float | None = None,
+    progress: Callable[[str], None] = log.info,
+) -> int:
+    """Do the runs that the ledger lacks; → how many the budget left out.
+
+    tasks   to score; none: all of the suite
+    """
+    if suite not in SUITES:
+        raise RecipeError(f"no suite {suite!r}{nearest(suite, SUITES)}; there are {', '.join(SUITES)}")
+    tasks = tuple(tasks) or SUITES[suite].tasks
+    if unknown := [task for task in tasks if task not in SUITES[suite].tasks]:
+        raise RecipeError(f"{suite} has no task {unknown[0]!r}{nearest(unknown[0], SUITES[suite].tasks)}")
+    jobs = _jobs(suite, settings, data, methods, tasks, seed)
+    return run_jobs(jobs, ledger, budget=budget, progress=progress)
+
+
+def rate_of(method: str) -> float:
+    """The learning rate that a method runs with; 0 for the base model."""
+    return 0.0 if method == BASE else RATES.get(method, find(method).rates[1])
+
+
+def _jobs(suite, settings, data, methods, tasks, seed) -> Iterator[Job]:
+    for method in methods:
+        rate = rate_of(method)
+        recipe = {
+            "experiment": suite,
+            **dataclasses.asdict(settings),
+            "tasks": list(tasks),
+            "method": method,
+            "learning_rate": rate,
+        }
+        label = BASE if method == BASE else METHODS[method].label
+        yield Job(
+            f"{suite}, {label}",
+            recipe,
+            seed,
+            partial(_compute, SUITES[suite], settings, data, method, rate, tasks, seed),
+        )
+
+
+def _compute(suite, settings, data, method, rate, tasks, seed) -> dict[str, Any]:
+    tuned = Tuned.train(settings, method, rate, training_rows(suite, data, settings, seed=seed), seed=seed)
+    asked = {task: sample_rows(suite.load(task, data, train=False), settings.questions, seed=0).rows for task in tasks}
+    flat = [(task, row) for task, rows in asked.items() for row in rows]
+    texts = tuned.answer([row["instruction"] for _, row in flat], new_tokens=settings.new_tokens)
+    accuracy, strict, answered = {}, {}, 0
+    for task, rows in asked.items():
+        own = [(text, str(row["answer"])) for (name, row), text in zip(flat, texts, strict=True) if name == task]
+        accuracy[task] = sum(suite.correct(task, *pair) for pair in own) / len(rows)
+        if suite.strict:
+            strict[task] = sum(suite.strict(*pair) for pair in own) / len(rows)
+            answered += sum(commonsense.extract(task, text) != "" for text, _ in own)
+    found = {"accuracy": accuracy, "questions": {task: len(rows) for task, rows in asked.items()}, **tuned.facts}
+    return found | ({"strict": strict, "answered": answered / len(flat)} if suite.strict else {})
+
+
+def training_rows(suite: Suite, data: Path, settings: Settings, *, seed: int) -> Table:
+    """The paper's training file at full scale; else the same share of every task that has training rows, in order."""
+    if settings.scale == "full":
+        path = data / suite.combined
+        return sample_rows(find_rows(path.parent, path.name), settings.rows, seed=seed)
+    share = -(-settings.rows // len(suite.trained))
+    tables = [sample_rows(suite.load(task, data, train=True), share, seed=seed) for task in suite.trained]
+    rows = [row for table in tables for row in table.rows][: settings.rows]
+    return Table(rows, list(range(1, len(rows) + 1)), f"{data}, {', '.join(suite.trained)}")

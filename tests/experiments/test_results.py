@@ -1,0 +1,92 @@
+"""Tables and figures come from the ledger, and the committed page agrees with the committed ledger."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from roadkit.errors import RecipeError
+from roadkit.experiments.figures import draw
+from roadkit.experiments.ledger import Ledger
+from roadkit.experiments.results import filled, newest, write
+from roadkit.experiments.tables import scale_of, spread, tables
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def add(ledger, method, rate, seed, validation, test, **changes):
+    recipe = {
+        "experiment": "glue", "scale": "small", "model": "minilm", "rows": 10, "test": 20, "epochs": 1, "task": "rte",
+        "method": method, "learning_rate": rate,
+    }  # fmt: skip
+    metrics = {"metric": "accuracy", "validation": validation, "test": test, "trainable": 1234}
+    ledger.append(recipe | changes, seed=seed, metrics=metrics, seconds=1.0)
+
+
+def test_the_rate_chosen_on_validation_is_shown_not_the_best_on_test(ledger):
+    add(ledger, "road_1", 1e-3, 0, validation=0.7, test=0.5)
+    add(ledger, "road_1", 3e-3, 0, validation=0.6, test=0.9)
+    add(ledger, "road_1", 1e-3, 1, validation=0.1, test=0.7)
+    table = tables(ledger.rows())["glue"]
+    assert "| RoAd1 | 1,234 | 60.0 ± 14.1 (2) | 60.0 |" in table
+    assert "small: minilm, 10 training rows, 1 epoch, up to 20 test rows, 2 seeds" in table
+
+
+def test_scales_never_share_a_table_and_gaps_have_no_mean(ledger):
+    add(ledger, "road_1", 1e-3, 0, 0.7, 0.5)
+    add(ledger, "road_1", 1e-3, 0, 0.7, 0.6, task="cola")
+    add(ledger, "lora", 1e-3, 0, 0.7, 0.6)
+    add(ledger, "lora", 1e-3, 0, 0.7, 0.9, rows=99)
+    table = tables(ledger.rows())["glue"]
+    assert table.count("*small: ") == 2
+    assert "| LoRA r=8 | 1,234 | 60.0 (1) | – | – |" in table
+    assert "| RoAd1 | 1,234 | 50.0 (1) | 60.0 (1) | 55.0 |" in table
+
+
+def test_an_experiment_without_runs_says_so():
+    assert set(tables([]).values()) == {"No finished run yet."}
+
+
+def test_spread_and_scale_in_words():
+    assert spread([0.5]) == "50.0"
+    assert spread([0.4, 0.6]) == "50.0 ± 14.1"
+    assert scale_of({"scale": "full", "model": "m", "epochs": 2, "questions": 3}, 1) == (
+        "full: m, 2 epochs, 3 questions a task, 1 seed"
+    )
+
+
+def test_only_marked_tables_are_replaced(tmp_path):
+    page = "before\n<!-- table: glue -->\nold\n<!-- end -->\nafter\n"
+    assert filled(page, {"glue": "new"}, origin=tmp_path) == "before\n<!-- table: glue -->\nnew\n<!-- end -->\nafter\n"
+    with pytest.raises(RecipeError, match="no experiment 'gleu'; there are glue"):
+        filled(page.replace("glue", "gleu"), {"glue": "new"}, origin=tmp_path)
+
+
+def test_the_figure_and_its_data_are_written(ledger, tmp_path):
+    add(ledger, "road_1", 1e-3, 0, 0.7, 0.5)
+    assert [path.name for path in draw(ledger.rows(), tmp_path)] == ["glue.csv", "glue.png"]
+    with open(tmp_path / "glue.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert row["method"] == "RoAd1"
+    assert float(row["test"]) == 0.5
+    assert (tmp_path / "glue.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_committed_page_and_figures_agree_with_the_committed_ledger(tmp_path):
+    ledger = Ledger(DOCS / "data" / "experiments.jsonl")
+    page = (DOCS / "experiments.md").read_text(encoding="utf-8")
+    (tmp_path / "experiments.md").write_text(page, encoding="utf-8")
+    written = write(ledger, tmp_path)
+    assert (tmp_path / "experiments.md").read_text(encoding="utf-8") == page
+    assert len(newest(ledger)) == len(ledger.rows())
+    for path in written:
+        if path.suffix == ".csv":
+            assert path.read_text() == (DOCS / "figures" / path.name).read_text()
+
+
+def test_a_missing_page_is_named(ledger, tmp_path):
+    add(ledger, "road_1", 1e-3, 0, 0.7, 0.5)
+    with pytest.raises(RecipeError, match=r"experiments\.md is missing"):
+        write(ledger, tmp_path)

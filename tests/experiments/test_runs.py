@@ -1,0 +1,193 @@
+"""Every experiment end to end on tiny models, and what a kill leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from roadkit.errors import RecipeError
+from roadkit.evaluate.glue import sample_rows, split_dev
+from roadkit.experiments import glue, instruction, multimodal, pilot, reasoning
+from roadkit.experiments.decoders import Tuned, prompt_of
+from roadkit.experiments.encoders import EncoderData
+from roadkit.experiments.jobs import Job, run_jobs
+from roadkit.experiments.ledger import Ledger
+from roadkit.train.data import Table
+
+
+def table_of(count: int) -> Table:
+    return Table([{"i": i} for i in range(count)], list(range(1, count + 1)), "ours")
+
+
+@pytest.mark.parametrize(("count", "validation"), [(277, 138), (2000, 1000), (2001, 1000), (5463, 1000)])
+def test_the_development_set_is_cut_as_in_the_paper(count, validation):
+    first, second = split_dev(table_of(count), seed=0)
+    assert (len(first), len(second)) == (validation, count - validation)
+    assert {row["i"] for row in (*first.rows, *second.rows)} == set(range(count))
+    assert split_dev(table_of(count), seed=0)[0].rows == first.rows
+
+
+def test_rows_are_drawn_by_the_seed_in_file_order():
+    rows = [row["i"] for row in sample_rows(table_of(50), 10, seed=1).rows]
+    assert rows == sorted(rows)
+    assert rows != [row["i"] for row in sample_rows(table_of(50), 10, seed=2).rows]
+    assert len(sample_rows(table_of(5), 10, seed=0)) == len(sample_rows(table_of(5), None, seed=0)) == 5
+
+
+def test_a_finished_run_is_not_run_again_and_a_budget_leaves_the_rest(ledger):
+    done = []
+
+    def job(name):
+        return Job(name, {"experiment": "x", "name": name}, 0, lambda: done.append(name) or {"value": 1})
+
+    assert run_jobs([job("a"), job("b")], ledger) == 0
+    assert run_jobs([job("a"), job("b"), job("c")], ledger) == 0
+    assert done == ["a", "b", "c"]
+    assert run_jobs([job("a"), job("d")], ledger, budget=0) == 1  # what is done costs nothing, what is not waits
+    busy = Job("e", {"name": "e"}, 0, lambda: {"sum": sum(i * i for i in range(3_000_000))})
+    assert run_jobs([busy, job("f")], ledger, budget=0.002) == 1  # the second would take as long as the first did
+    assert done == ["a", "b", "c"]
+
+
+def test_glue_searches_then_reruns_the_best_on_further_seeds(small, data, ledger):
+    options = {"data": data, "tasks": ["sst2", "stsb"], "methods": ["road_1", "head"], "seeds": 2, "num_rates": 2}
+    assert glue.run(small, ledger, **options) == 0
+    rows = ledger.rows()
+    assert len(rows) == 2 * 2 * (2 + 1)
+    for task in ("sst2", "stsb"):
+        for method in ("road_1", "head"):
+            own = [row for row in rows if row["recipe"]["task"] == task and row["recipe"]["method"] == method]
+            first = [row for row in own if row["seed"] == 0]
+            (again,) = [row for row in own if row["seed"] == 1]
+            assert again["recipe"]["learning_rate"] == glue.best(first)["recipe"]["learning_rate"]
+            assert len({row["recipe"]["learning_rate"] for row in first}) == 2
+    assert {row["metrics"]["metric"] for row in rows} == {"accuracy", "pearson"}
+    glue.run(small, ledger, **options)
+    assert len(ledger.rows()) == len(rows)
+
+
+def test_training_improves_on_the_head_it_began_with(small, data):
+    import dataclasses
+
+    rows = EncoderData.load("sst2", dataclasses.replace(small, rows=None, epochs=6), data=data, seed=0)
+    fitted = rows.fit(rows.fresh(), "road_1", 2e-2)
+    assert fitted.validation["accuracy"] > 0.9
+    assert rows.score(fitted.model, rows.test) > 0.9
+    assert rows.score(rows.fresh(), rows.test) < 0.9
+
+
+def test_the_same_seed_gives_the_same_run(small, data):
+    rows = EncoderData.load("cola", small, data=data, seed=3)
+    losses = [rows.fit(rows.fresh(), "lora", 1e-2).train_loss for _ in range(2)]
+    assert losses[0] == losses[1]
+
+
+def test_glue_names_what_is_missing(small, tmp_path, ledger):
+    with pytest.raises(RecipeError, match=r"rte_train\.jsonl is missing"):
+        glue.run(small, ledger, data=tmp_path, tasks=["rte"], methods=["head"])
+    with pytest.raises(RecipeError, match="did you mean 'rte'"):
+        glue.run(small, ledger, data=tmp_path, tasks=["rtee"], methods=["head"])
+
+
+def test_pilot_studies_run(small, data, ledger):
+    pilot.displacements(small, ledger, data=data, methods=["road_1", "full"])
+    pilot.disentangle(small, ledger, data=data, tasks=["stsb"], epochs=1)
+    first, second, third, fourth = (row["metrics"] for row in ledger.rows())
+    assert len(first["magnitude"]) == len(second["direction"]) == 2  # blocks
+    assert second["direction"][-1]["q50"] < 1
+    assert set(third["scores"]) == {"output", "magnitude", "angle"}
+    assert set(fourth["scores"]) == {"output"}
+
+
+def test_commonsense_answers_with_an_adapter_and_merged(decoder, data, ledger):
+    options = {"data": data, "tasks": ["boolq", "hellaswag"]}
+    assert reasoning.run("commonsense", decoder, ledger, methods=["base", "road_1", "lora"], **options) == 0
+    for row in ledger.rows():
+        assert set(row["metrics"]["accuracy"]) == {"boolq", "hellaswag"}
+        assert row["metrics"]["questions"] == {"boolq": 2, "hellaswag": 1}
+    assert [row["metrics"]["trainable"] > 0 for row in ledger.rows()] == [False, True, True]
+    with pytest.raises(RecipeError, match="did you mean 'boolq'"):
+        reasoning.run("commonsense", decoder, ledger, data=data, tasks=["boolqq"])
+
+
+def test_the_full_scale_reads_the_papers_file(data, decoder, tmp_path):
+    import dataclasses
+
+    full = dataclasses.replace(decoder, scale="full", rows=2)
+    (tmp_path / "math").mkdir()
+    rows = [{"instruction": "1?", "input": "", "output": "1", "answer": "1"}] * 3
+    (tmp_path / "math" / "math_10k.json").write_text(json.dumps(rows))
+    suite = reasoning.SUITES["arithmetic"]
+    assert len(reasoning.training_rows(suite, tmp_path, full, seed=0)) == 2
+    with pytest.raises(RecipeError, match=r"no math_10k\.jsonl in"):
+        reasoning.training_rows(suite, data, full, seed=0)
+
+
+def test_arithmetic_and_instruct_run(decoder, data, ledger, tmp_path):
+    reasoning.run("arithmetic", decoder, ledger, data=data, methods=["road_1"], tasks=["svamp"])
+    instruction.run(decoder, ledger, data=data, output=tmp_path / "answers", methods=["base", "road_1"])
+    arithmetic, base, tuned = ledger.rows()
+    assert arithmetic["metrics"]["accuracy"]["svamp"] in (0.0, 1.0)
+    assert base["metrics"]["answers"] == tuned["metrics"]["answers"] == 2
+    written = json.loads((tmp_path / "answers" / "road_1-0.json").read_text())
+    assert [entry["instruction"] for entry in written] == ["Hi", "Ho"]
+    assert {entry["generator"] for entry in written} == {"roadkit-road_1"}
+
+
+def test_the_engine_answers_as_transformers_does_with_the_adapter_merged(decoder, data):
+    import torch
+
+    import roadkit as rk
+    from roadkit import models
+
+    table = reasoning.training_rows(reasoning.SUITES["commonsense"], data, decoder, seed=0)
+    tuned = Tuned.train(decoder, "road_1", 3e-2, table, seed=0)
+    questions = ["Is 1 even?", "Is 22 even?"]
+    answers = tuned.answer(questions, new_tokens=6)
+    model, tokenizer = models.load_causal(decoder.model), models.load_tokenizer(decoder.model)
+    rk.merge(model, tuned.adapter)
+    for question, answer in zip(questions, answers, strict=True):
+        ids = tokenizer(prompt_of(question), return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            output = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0
+            )
+        assert tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True) == answer
+
+
+def test_multimodal_plumbing_runs(llama, ledger):
+    multimodal.run(ledger, settings=multimodal.Settings(tokenizer=llama, rows=4, epochs=1))
+    assert [row["recipe"]["method"] for row in ledger.rows()] == list(multimodal.ARMS)
+    for row in ledger.rows():
+        assert "plumbing only" in row["recipe"]["scale"]
+        assert set(row["metrics"]["scores"]) == {"gqa", "scienceqa", "textvqa", "pope"}
+
+
+@pytest.mark.slow
+def test_an_experiment_goes_on_after_a_kill(bert, data, tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    command = [
+        sys.executable, "-m", "roadkit", "reproduce", "glue", "--model", bert, "--data", str(data), "--ledger", str(path),
+        "--tasks", "sst2", "--methods", "head,road_1", "--rates", "2", "--epochs", "1", "--rows", "12", "--json",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 1):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = path.read_bytes()
+    with open(path, "ab") as file:
+        file.write(b'{"key": "half a li')  # what a kill in the middle of a write leaves
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"ledger": str(path), "runs": 4, "left": 0}
+    assert path.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
+    rows = Ledger(path).rows()
+    assert len({row["key"] for row in rows}) == len(rows) == 4
