@@ -193,7 +193,8 @@ class Generation:
         job = self.jobs[index]
         self.service.jobs.discard(job)
         self.completions[index] = completion
-        adapter = self.model if "*" not in self.model and " " not in self.model else "(composed)"
+        is_name = not self.model.startswith("-") and "*" not in self.model and " " not in self.model
+        adapter = self.model if is_name else "(composed)"
         self.service.metrics.finished(tenant=self.key.tenant, adapter=adapter, job=job, completion=completion)
         self._give_back()
 
