@@ -40,8 +40,9 @@ def test_rows_are_drawn_by_the_seed_in_file_order():
     assert len(sample_rows(table_of(5), 10, seed=0)) == len(sample_rows(table_of(5), None, seed=0)) == 5
 
 
-def test_a_finished_run_is_not_run_again_and_a_budget_leaves_the_rest(ledger):
-    done = []
+def test_a_finished_run_is_not_run_again_and_a_budget_leaves_the_rest(ledger, monkeypatch):
+    done, clock = [], [0.0]
+    monkeypatch.setattr("roadkit.experiments.jobs.time.process_time", lambda: clock[0])
 
     def job(name):
         return Job(name, {"experiment": "x", "name": name}, 0, lambda: done.append(name) or {"value": 1})
@@ -50,8 +51,8 @@ def test_a_finished_run_is_not_run_again_and_a_budget_leaves_the_rest(ledger):
     assert run_jobs([job("a"), job("b"), job("c")], ledger) == 0
     assert done == ["a", "b", "c"]
     assert run_jobs([job("a"), job("d")], ledger, budget=0) == 1  # what is done costs nothing, what is not waits
-    busy = Job("e", {"name": "e"}, 0, lambda: {"sum": sum(i * i for i in range(3_000_000))})
-    assert run_jobs([busy, job("f")], ledger, budget=0.002) == 1  # the second would take as long as the first did
+    busy = Job("e", {"name": "e"}, 0, lambda: clock.append(clock.pop() + 50) or {"value": 1})
+    assert run_jobs([busy, job("f")], ledger, budget=1.5) == 1  # the second would take as long as the first did
     assert done == ["a", "b", "c"]
 
 

@@ -31,7 +31,19 @@ OPERATIONS = [
     ("GET", "/health"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
+    ("GET", "/v1/studio/session"),
+    ("GET", "/v1/studio/adapters"),
+    ("GET", "/v1/studio/stats"),
+    ("GET", "/v1/studio/anatomy"),
+    ("GET", "/v1/studio/layer"),
+    ("POST", "/v1/studio/answers"),
 ]
+NAMED = (
+    "POST /v1/adapters",
+    "GET /v1/studio/anatomy",
+    "GET /v1/studio/layer",
+    "POST /v1/studio/answers",
+)  # an adapter's name
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +76,7 @@ def test_no_request_makes_the_server_fail(described, fuzzed, method, path, mode)
         assert "Traceback" not in response.text
 
     fuzz()
-    deep = mode is GenerationMode.POSITIVE and "{name}" not in path and (method, path) != ("POST", "/v1/adapters")
+    deep = mode is GenerationMode.POSITIVE and "{name}" not in path and f"{method} {path}" not in NAMED
     assert 200 in answered or not deep, answered
 
 
