@@ -42,7 +42,7 @@ def run_jobs(
         if ledger.find(job.recipe, seed=job.seed) is not None:
             continue
         spent = time.process_time() - start
-        if budget is not None and spent + longest > 60 * budget:
+        if budget is not None and spent + longest >= 60 * budget:
             left += 1
             continue
         metrics = job.compute()
