@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import models
-from ..errors import ModelError, RecipeError
+from ..errors import RecipeError
 from .data import Table, read_table, split_table
 from .formats import Layout, detect
 from .labels import find_classes
@@ -66,7 +66,7 @@ def prepare(
     elif recipe.eval_fraction:
         table, held = split_table(table, fraction=recipe.eval_fraction, seed=recipe.seed)
     tokenizer = tokenizer or models.load_tokenizer(recipe.model)
-    max_length = _max_length(recipe, model.config if model is not None else _load_config(recipe.model), tokenizer)
+    max_length = _max_length(recipe, model.config if model is not None else models.load_config(recipe.model), tokenizer)
     layout = detect(table, recipe, chat=bool(tokenizer.chat_template))
     classes = find_classes(table, layout.columns["label"], recipe) if layout.name == "sentences" else None
     options = {"max_length": max_length, "labels": classes}
@@ -103,15 +103,6 @@ def check_head(prepared: Prepared, model: PreTrainedModel) -> None:
             f"the model has {outputs} outputs, the data {prepared.num_labels} classes: "
             f"load it with num_labels={prepared.num_labels}"
         )
-
-
-def _load_config(name: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(models.resolve(name))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name} cannot be loaded: {error}") from error
 
 
 def _max_length(recipe: Recipe, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
