@@ -26,8 +26,8 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "roadkit"
 
 
-def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
-    """Write one file so that a reader, or a crash, meets the old content or the new, never a part."""
+def write_atomic(path: str | os.PathLike, data: bytes | str, *, mode: int = 0o644) -> None:
+    """Write one file so that a reader, or a crash, meets the old content or the new, never a part; `mode` from the start."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -36,7 +36,7 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 //   rk_rotate_*   z[i] = R[row[i]] h[i]                      mixed rows, several group sizes
 //   rk_linear_*   y[i] = R[row[i]] (W x[i] + bias)           W packed in panels of PANEL outputs
 //   rk_attend     one new token per work item against paged keys and values
+//   rk_decode_layer    one new token of each request through a whole Llama-like layer, made of the ones above
 //
 // Vectors are GCC/Clang vector extensions, so the same source serves AVX-512, AVX2 and Arm.
 // Every row is computed in the same order of operations whatever else is in the batch.
@@ -157,20 +158,26 @@ DEFINE_ROTATE(f32)
 DEFINE_ROTATE(bf16)
 DEFINE_ROTATE(f16)
 
+// Are `n` elements worth a second thread? Below, waking it costs more than it saves.
+static inline int worth(int num_threads, ptrdiff_t n) { return num_threads > 1 && n >= 32768; }
+
 // ---- RMS normalisation ------------------------------------------------------------------------------------------
 
 // y[i] = weight * x[i] / sqrt(mean(x[i]^2) + eps), float32
-void rk_rms_norm(const float *restrict x, const float *restrict weight, float *restrict y, ptrdiff_t num_rows,
-                 ptrdiff_t d, float eps) {
-    for (ptrdiff_t i = 0; i < num_rows; i++, x += d, y += d) {
+void rk_rms_norm(const float *x, const float *weight, float *y, ptrdiff_t num_rows, ptrdiff_t d, float eps,
+                 int num_threads) {
+    _Pragma("omp parallel for schedule(static) num_threads(num_threads) if (worth(num_threads, num_rows * d))")
+    for (ptrdiff_t i = 0; i < num_rows; i++) {
+        const float *restrict in = x + i * d;
+        float *restrict out = y + i * d;
         vec sums = {0};
         ptrdiff_t j = 0;
-        for (; j + LANES <= d; j += LANES) sums += *(const vec *)(x + j) * *(const vec *)(x + j);
+        for (; j + LANES <= d; j += LANES) sums += *(const vec *)(in + j) * *(const vec *)(in + j);
         float total = 0;
         for (int lane = 0; lane < LANES; lane++) total += sums[lane];
-        for (; j < d; j++) total += x[j] * x[j];
+        for (; j < d; j++) total += in[j] * in[j];
         const float scale = 1.0f / sqrtf(total / d + eps);
-        for (j = 0; j < d; j++) y[j] = weight[j] * (x[j] * scale);
+        for (j = 0; j < d; j++) out[j] = weight[j] * (in[j] * scale);
     }
 }
 
@@ -275,7 +282,7 @@ DEFINE_LINEAR(f32)
 DEFINE_LINEAR(bf16)
 DEFINE_LINEAR(i8)
 
-// ---- rotary embedding, gating, paged attention ------------------------------------------------------------------------------------------
+// ---- rotary embedding, gating, paged attention -----------------------------------------------------------------
 
 static inline vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 
@@ -297,16 +304,21 @@ static inline vec exp_lanes(vec x) {  // relative error below 2e-7 for x <= 0; u
 }
 
 // x [tokens, heads, head_dim] turned in place by cos and sin [tokens, head_dim], transformers' halves
-void rk_rope(float *restrict x, const float *restrict cosine, const float *restrict sine, ptrdiff_t num_tokens,
-             ptrdiff_t num_heads, ptrdiff_t head_dim) {
-    const ptrdiff_t half = head_dim / 2;
-    for (ptrdiff_t i = 0; i < num_tokens; i++, cosine += head_dim, sine += head_dim)
-        for (ptrdiff_t h = 0; h < num_heads; h++, x += head_dim)
+void rk_rope(float *x, const float *cosine, const float *sine, ptrdiff_t num_tokens, ptrdiff_t num_heads,
+             ptrdiff_t head_dim, int num_threads) {
+    const ptrdiff_t half = head_dim / 2, width = num_heads * head_dim;
+    _Pragma("omp parallel for schedule(static) num_threads(num_threads) if (worth(num_threads, num_tokens * width))")
+    for (ptrdiff_t i = 0; i < num_tokens; i++) {
+        const float *restrict c = cosine + i * head_dim, *restrict s = sine + i * head_dim;
+        for (ptrdiff_t h = 0; h < num_heads; h++) {
+            float *restrict head = x + i * width + h * head_dim;
             for (ptrdiff_t j = 0; j < half; j++) {
-                const float low = x[j], high = x[j + half];
-                x[j] = low * cosine[j] - high * sine[j];
-                x[j + half] = high * cosine[j + half] + low * sine[j + half];
+                const float low = head[j], high = head[j + half];
+                head[j] = low * c[j] - high * s[j];
+                head[j + half] = high * c[j + half] + low * s[j + half];
             }
+        }
+    }
 }
 
 static inline vec silu_lanes(vec x) {
@@ -315,11 +327,10 @@ static inline vec silu_lanes(vec x) {
     return x * choose(negative, e, (vec){0} + 1.0f) / (e + 1.0f);
 }
 
-// out = silu(gate) * up, each of n elements
-void rk_silu_multiply(const float *restrict gate, const float *restrict up, float *restrict out, ptrdiff_t n,
-                      int num_threads) {
+// out = silu(gate) * up, each of n elements; out may be gate
+void rk_silu_multiply(const float *gate, const float *up, float *out, ptrdiff_t n, int num_threads) {
     const ptrdiff_t whole = n / LANES;
-    _Pragma("omp parallel for schedule(static) num_threads(num_threads) if (num_threads > 1)")
+    _Pragma("omp parallel for schedule(static) num_threads(num_threads) if (worth(num_threads, n))")
     for (ptrdiff_t i = 0; i < whole; i++)
         *(vec *)(out + i * LANES) = silu_lanes(*(const vec *)(gate + i * LANES)) * *(const vec *)(up + i * LANES);
     vec last = {0};
@@ -400,4 +411,77 @@ void rk_attend(const float *q, float *out, const float *keys, const float *value
         const float inverse = 1.0f / total;
         for (ptrdiff_t j = 0; j < head_dim; j++) target[j] *= inverse;
     }
+}
+
+// ---- a decoder layer --------------------------------------------------------------------------------------------
+
+enum { STORED_F32, STORED_BF16, STORED_I8 };
+
+typedef struct {  // a packed linear layer, as PackedLinear holds it
+    const void *packed;
+    const float *scale, *bias;
+    ptrdiff_t num_outputs, num_inputs, stored;
+    const Rotations *rotations;  // NULL where the bank has none for this layer
+} Linear;
+
+typedef struct {  // a Llama-like layer
+    Linear q, k, v, o, gate, up, down;
+    const float *attention_norm, *mlp_norm;
+    float attention_eps, mlp_eps, scale;
+    float *keys, *values;  // its pages
+    ptrdiff_t num_heads, num_kv_heads, head_dim;
+} DecoderLayer;
+
+typedef struct {  // one new token of each request
+    ptrdiff_t count;
+    const int64_t *rows;  // slots of the bank; NULL: base requests only
+    const int64_t *slots, *tables, *last;
+    ptrdiff_t table_stride, longest;  // longest: room for one head's scores
+    int num_threads;
+} DecodeStep;
+
+static void apply(const Linear *l, const float *x, float *y, const DecodeStep *s) {
+    const Rotations *r = s->rows ? l->rotations : NULL;
+    const ptrdiff_t M = s->count, N = l->num_outputs, K = l->num_inputs;
+#define LINEAR(T) rk_linear_##T(x, l->packed, l->scale, l->bias, y, M, N, K, s->rows, r, s->num_threads)
+    switch (l->stored) {
+        case STORED_F32: LINEAR(f32); break;
+        case STORED_BF16: LINEAR(bf16); break;
+        case STORED_I8: LINEAR(i8); break;
+    }
+#undef LINEAR
+}
+
+// Floats of `work` that rk_decode_layer writes.
+ptrdiff_t rk_decode_work(const DecoderLayer *l, const DecodeStep *s) {
+    return s->count * (2 * l->q.num_inputs + 2 * l->q.num_outputs + 2 * l->k.num_outputs + 2 * l->gate.num_outputs +
+                       l->num_heads * s->longest);
+}
+
+// y = h + down(silu(gate(n)) * up(n)) with n = norm(h) and h = x + o(attention(q(m), k(m), v(m))) with m = norm(x);
+// x and y [count, d], `first` the first position each token attends to, cosine and sine [count, head_dim].
+// The same operators in the same order as apart, so the result has the same bits.
+void rk_decode_layer(const DecoderLayer *l, const DecodeStep *s, const float *x, float *y, const int64_t *first,
+                     const float *cosine, const float *sine, float *work) {
+    const ptrdiff_t M = s->count, d = l->q.num_inputs, D = l->q.num_outputs, E = l->k.num_outputs;
+    const ptrdiff_t I = l->gate.num_outputs, head_dim = l->head_dim;
+    float *normed = work, *h = normed + M * d, *q = h + M * d, *attended = q + M * D, *k = attended + M * D;
+    float *v = k + M * E, *gate = v + M * E, *up = gate + M * I, *scores = up + M * I;
+    rk_rms_norm(x, l->attention_norm, normed, M, d, l->attention_eps, s->num_threads);
+    apply(&l->q, normed, q, s);
+    apply(&l->k, normed, k, s);
+    apply(&l->v, normed, v, s);
+    rk_rope(q, cosine, sine, M, l->num_heads, head_dim, s->num_threads);
+    rk_rope(k, cosine, sine, M, l->num_kv_heads, head_dim, s->num_threads);
+    rk_store(k, v, l->keys, l->values, s->slots, M, l->num_kv_heads, head_dim, E, head_dim);
+    rk_attend(q, attended, l->keys, l->values, s->tables, s->table_stride, first, s->last, M, l->num_heads,
+              l->num_kv_heads, head_dim, D, head_dim, l->scale, 0, scores, s->longest, s->num_threads);
+    apply(&l->o, attended, h, s);
+    for (ptrdiff_t i = 0; i < M * d; i++) h[i] += x[i];
+    rk_rms_norm(h, l->mlp_norm, normed, M, d, l->mlp_eps, s->num_threads);
+    apply(&l->gate, normed, gate, s);
+    apply(&l->up, normed, up, s);
+    rk_silu_multiply(gate, up, gate, M * I, s->num_threads);
+    apply(&l->down, gate, y, s);
+    for (ptrdiff_t i = 0; i < M * d; i++) y[i] += h[i];
 }

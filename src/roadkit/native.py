@@ -26,7 +26,7 @@ log = logging.getLogger("roadkit.kernels")
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
 WIDE_FLAGS = [*FLAGS, "-mprefer-vector-width=512"]  # x86 compilers only
 
-pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
+pointer, size, integer, real = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_float
 
 
 class Rotations(ctypes.Structure):
@@ -42,6 +42,53 @@ class Rotations(ctypes.Structure):
         ("num_sizes", size),
         ("unit", size),
         ("num_slots", size),
+    ]
+
+
+class Linear(ctypes.Structure):
+    """A packed linear layer; see `Linear` in kernels.c."""
+
+    _fields_ = [
+        ("packed", pointer),
+        ("scale", pointer),
+        ("bias", pointer),
+        ("num_outputs", size),
+        ("num_inputs", size),
+        ("stored", size),
+        ("rotations", ctypes.POINTER(Rotations)),
+    ]
+
+
+class DecoderLayer(ctypes.Structure):
+    """A Llama-like layer; see `DecoderLayer` in kernels.c."""
+
+    _fields_ = [
+        *((name, Linear) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        ("attention_norm", pointer),
+        ("mlp_norm", pointer),
+        ("attention_eps", real),
+        ("mlp_eps", real),
+        ("scale", real),
+        ("keys", pointer),
+        ("values", pointer),
+        ("num_heads", size),
+        ("num_kv_heads", size),
+        ("head_dim", size),
+    ]
+
+
+class DecodeStep(ctypes.Structure):
+    """One new token of each request; see `DecodeStep` in kernels.c."""
+
+    _fields_ = [
+        ("count", size),
+        ("rows", pointer),
+        ("slots", pointer),
+        ("tables", pointer),
+        ("last", pointer),
+        ("table_stride", size),
+        ("longest", size),
+        ("num_threads", integer),
     ]
 
 
@@ -104,32 +151,34 @@ def _bind_kernels(library: ctypes.CDLL) -> ctypes.CDLL:
     rotations = ctypes.POINTER(Rotations)
     for dtype in ("f32", "bf16", "f16"):
         rotate = getattr(library, f"rk_rotate_{dtype}")
-        rotate.argtypes = [pointer, pointer, pointer, size, size, size, rotations, ctypes.c_int]
+        rotate.argtypes = [pointer, pointer, pointer, size, size, size, rotations, integer]
         rotate.restype = size
     for dtype in ("f32", "bf16", "i8"):
         linear = getattr(library, f"rk_linear_{dtype}")
-        linear.argtypes = [pointer] * 5 + [size] * 3 + [pointer, rotations, ctypes.c_int]
+        linear.argtypes = [pointer] * 5 + [size] * 3 + [pointer, rotations, integer]
         linear.restype = size
-    library.rk_rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_float]
+    library.rk_rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [real, integer]
     library.rk_rms_norm.restype = None
-    library.rk_rope.argtypes = [pointer] * 3 + [size] * 3
+    library.rk_rope.argtypes = [pointer] * 3 + [size] * 3 + [integer]
     library.rk_rope.restype = None
-    library.rk_silu_multiply.argtypes = [pointer] * 3 + [size, ctypes.c_int]
+    library.rk_silu_multiply.argtypes = [pointer] * 3 + [size, integer]
     library.rk_silu_multiply.restype = None
     library.rk_store.argtypes = [pointer] * 5 + [size] * 5
     library.rk_store.restype = None
     library.rk_attend.argtypes = (
-        [pointer] * 5 + [size] + [pointer] * 2 + [size] * 6 + [ctypes.c_float] * 2 + [pointer, size, ctypes.c_int]
+        [pointer] * 5 + [size] + [pointer] * 2 + [size] * 6 + [real] * 2 + [pointer, size, integer]
     )
     library.rk_attend.restype = None
+    layer, step = ctypes.POINTER(DecoderLayer), ctypes.POINTER(DecodeStep)
+    library.rk_decode_work.argtypes, library.rk_decode_work.restype = [layer, step], size
+    library.rk_decode_layer.argtypes, library.rk_decode_layer.restype = [layer, step] + [pointer] * 6, None
     return library
 
 
 def _bind_training(library: ctypes.CDLL) -> ctypes.CDLL:
-    number = ctypes.c_int
     for dtype in ("f32", "bf16", "f16"):
         forward, backward = getattr(library, f"rk_forward_{dtype}"), getattr(library, f"rk_backward_{dtype}")
-        forward.argtypes = [pointer] * 4 + [size] * 3 + [number] * 2 + [ctypes.c_float] * 2 + [number]
-        backward.argtypes = [pointer] * 7 + [size] * 3 + [number] * 2 + [size, number]
-        forward.restype = backward.restype = number
+        forward.argtypes = [pointer] * 4 + [size] * 3 + [integer] * 2 + [real] * 2 + [integer]
+        backward.argtypes = [pointer] * 7 + [size] * 3 + [integer] * 2 + [size, integer]
+        forward.restype = backward.restype = integer
     return library

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import os
 
 import pytest
 
@@ -36,6 +37,19 @@ def test_keys_are_kept_as_digests(tmp_path):
     assert text not in (tmp_path / "keys.json").read_text() and len(text) > 40
     assert (tmp_path / "keys.json").stat().st_mode & 0o077 == 0
     assert Keyring.load(tmp_path / "keys.json").caller(f"Bearer {text}") == key
+
+
+def test_a_key_file_is_never_readable_by_others(tmp_path, monkeypatch):
+    modes, replace = [], os.replace
+
+    def spy(old, new):
+        modes.append(os.stat(old).st_mode & 0o777)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", spy)
+    Keyring().save(tmp_path / "keys.json")
+    assert modes == [0o600]
+    assert (tmp_path / "keys.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_broken_key_file_is_not_shown(tmp_path):

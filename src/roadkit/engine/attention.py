@@ -47,6 +47,7 @@ class Step:
     spans: list[Span] = field(default_factory=list)
     slots: Tensor = field(default_factory=lambda: torch.empty(0))  # [tokens] page · PAGE + offset
     static: Static | None = None
+    native: native.DecodeStep | None = None  # as kernels.c reads a step that computes one token of every request
 
     def begin(self, spans: list[Span]) -> None:
         device = self.cache.device
@@ -62,7 +63,20 @@ class Step:
         most = max((len(span.pages) for span in single), default=0)
         self.tables = torch.tensor([span.pages + [0] * (most - len(span.pages)) for span in single], device=device)
         self.last = torch.tensor([span.context for span in single], device=device)
-        self.longest = max((span.context + 1 for span in single), default=0)
+        self.room = max((span.context + 1 for span in single), default=0) + 2 * PAGE  # for one head's scores
+        self._first: dict[int, Tensor] = {}
+        self.native = None
+        if spans and len(single) == len(spans):
+            tensors = (self.slots, self.tables, self.last)
+            sizes = (self.tables.stride(0), self.room, torch.get_num_threads())
+            self.native = native.DecodeStep(len(spans), None, *(x.data_ptr() for x in tensors), *sizes)
+
+    def first(self, window: int | None) -> Tensor:
+        """[single tokens] the first position that each attends to."""
+        window = window or 0
+        if window not in self._first:
+            self._first[window] = (self.last + 1 - window).clamp_min_(0) if window else torch.zeros_like(self.last)
+        return self._first[window]
 
 
 def install(model: PreTrainedModel, cache: PagedCache) -> Step:
@@ -139,7 +153,6 @@ def _store(library, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: T
 
 def _attend_native(library, step: Step, q: Tensor, out: Tensor, keys, values, scale, softcap, window) -> None:
     """One new token of several requests, each over its own pages."""
-    first = (step.last + 1 - window).clamp_min_(0) if window else torch.zeros_like(step.last)
     if step.contiguous:  # the single tokens lead the row
         query, target = q, out
     else:
@@ -148,15 +161,14 @@ def _attend_native(library, step: Step, q: Tensor, out: Tensor, keys, values, sc
     if query.stride(2) != 1:
         query = query.contiguous()
     count, num_heads, head_dim = len(step.last), q.shape[1], q.shape[2]
-    room = step.longest + 2 * PAGE
-    scratch = torch.empty(count * num_heads, room)
+    scratch = torch.empty(count * num_heads, step.room)
     library.rk_attend(
         *(x.data_ptr() for x in (query, target, keys, values, step.tables)),
         step.tables.stride(0),
-        first.data_ptr(),
+        step.first(window).data_ptr(),
         step.last.data_ptr(),
         *(count, num_heads, keys.shape[1], head_dim, query.stride(0), query.stride(1)),
-        *(scale, softcap, scratch.data_ptr(), room, torch.get_num_threads()),
+        *(scale, softcap, scratch.data_ptr(), step.room, torch.get_num_threads()),
     )
     if not step.contiguous:
         out[step.single_rows] = target

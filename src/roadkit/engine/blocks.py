@@ -15,7 +15,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .. import native
 
 ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention")  # what else they compute shows in no small probe
-_PARALLEL_FROM = 32768  # elements; below, waking a second thread costs more than it saves
 
 
 class FusedMLP:
@@ -30,8 +29,7 @@ class FusedMLP:
     def __call__(self, x: Tensor) -> Tensor:
         gate, up = self.gate(x), self.up(x)
         out = torch.empty_like(up)
-        threads = torch.get_num_threads() if up.numel() >= _PARALLEL_FROM else 1
-        self._call(gate.data_ptr(), up.data_ptr(), out.data_ptr(), up.numel(), threads)
+        self._call(gate.data_ptr(), up.data_ptr(), out.data_ptr(), up.numel(), torch.get_num_threads())
         return self.down(out)
 
 
@@ -58,12 +56,19 @@ class FusedAttention:
         projections = (module.q_proj, module.k_proj, module.v_proj)
         q, k, v = (projection(hidden_states).view(count, -1, head_dim) for projection in projections)  # type: ignore[operator]
         for x in (q, k):
-            self._call(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), *x.shape)
+            self._call(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), *x.shape, torch.get_num_threads())
         attend = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]  # type: ignore[union-attr]
-        window = {"sliding_window": module.sliding_window} if hasattr(module, "sliding_window") else {}
+        options |= {"dropout": 0.0, "scaling": module.scaling, "sliding_window": window_of(module)}
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        out, weights = attend(module, q, k, v, attention_mask, dropout=0.0, scaling=module.scaling, **window, **options)
+        out, weights = attend(module, q, k, v, attention_mask, **options)
         return module.o_proj(out.reshape(1, count, -1)), weights  # type: ignore[operator]
+
+
+def window_of(attention: nn.Module) -> int | None:
+    """How many positions one of `ATTENTIONS` looks back on, itself included; None: all. Mistral leaves it to its
+    configuration, where Llama's may hold one that it ignores."""
+    owner = attention.config if type(attention).__name__ == "MistralAttention" else attention
+    return getattr(owner, "sliding_window", None)
 
 
 @torch.inference_mode()

@@ -26,7 +26,9 @@ class FusedNorm:
         x = x if x.is_contiguous() else x.contiguous()
         y = torch.empty_like(x)
         d = x.shape[-1]
-        self._call(x.data_ptr(), self._weight_pointer, y.data_ptr(), x.numel() // d, d, self.eps)
+        self._call(
+            x.data_ptr(), self._weight_pointer, y.data_ptr(), x.numel() // d, d, self.eps, torch.get_num_threads()
+        )
         return y
 
 

@@ -20,7 +20,7 @@ from .bank_layer import BankLayer
 
 PANEL = 32  # outputs side by side in a panel; see kernels.c
 Weights = Literal["float32", "bfloat16", "int8"]
-_SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}
+_SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}  # in the order of kernels.c's STORED_*
 
 
 class PackedLinear:
@@ -42,6 +42,11 @@ class PackedLinear:
         self._call = getattr(library, f"rk_linear_{_SUFFIX[weight.dtype]}")
         tensors = (self.packed, self.scale, self.bias)
         self._pointers = tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)
+        self._stored = list(_SUFFIX).index(weight.dtype)
+
+    def describe(self) -> native.Linear:
+        """What `kernels.c` reads of this layer, without its rotations; this object has to outlive it."""
+        return native.Linear(*self._pointers, self.num_outputs, self.num_inputs, self._stored)
 
     def __call__(self, x: Tensor) -> Tensor:
         wide = x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()

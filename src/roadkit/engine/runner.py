@@ -21,6 +21,7 @@ from .bank import IDENTITY, Bank
 from .bank_layer import BankLayer
 from .blocks import fuse_blocks
 from .cache import PagedCache
+from .layers import fuse_layers
 from .norms import fuse_norms
 from .packed import Weights, pack
 from .scheduler import Sequence, site_slots
@@ -49,6 +50,7 @@ class Runner:
         self.decode: StaticDecode | None = None
         fused = fuse_norms(model) + fuse_blocks(model) if model.dtype is torch.float32 else 0
         self.packed = pack(model, weights=weights) if cache.device.type == "cpu" else {}
+        fused += fuse_layers(model, self.packed, self.attention)
         log.info("%d linear layers are packed for the fused kernel, %d other parts fused", len(self.packed), fused)
 
     def bind(self, layer: BankLayer) -> Callable[[], None]:

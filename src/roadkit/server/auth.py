@@ -67,8 +67,7 @@ class Keyring:
     def save(self, path: Path) -> None:
         """Write the file, readable by its owner alone."""
         rows = [key.model_dump(mode="json", exclude_defaults=True) for key in self.keys]
-        write_atomic(path, json.dumps({"keys": rows}, indent=2) + "\n")
-        path.chmod(0o600)
+        write_atomic(path, json.dumps({"keys": rows}, indent=2) + "\n", mode=0o600)
 
     def caller(self, authorization: str | None) -> Key:
         """Whose request this is. Raises `ApiError` 401. Every digest is compared, each in constant time."""
