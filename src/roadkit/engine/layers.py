@@ -10,6 +10,7 @@ with interventions or hooks, and what else isn't known here take the plain way.
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,18 +37,22 @@ class FusedLayer:
     def __init__(self, module: nn.Module, linears: dict[str, PackedLinear], step: Step):
         self.step, self.plain, self.linears = step, module.forward, linears
         self.parts = [part for part in module.modules() if part is not module]
-        attention = module.get_submodule("self_attn")
+        attention: Any = module.get_submodule("self_attn")
         self.index, self.head_dim, self.window = attention.layer_idx, attention.head_dim, window_of(attention)
-        self.heads = [linears[name].num_outputs // attention.head_dim for name in ("q", "k")]
-        self.norms: list[FusedNorm] = [
-            module.get_submodule(name).forward for name in ("input_layernorm", "post_attention_layernorm")
+        self.num_heads, self.num_kv_heads = (linears[name].num_outputs // self.head_dim for name in ("q", "k"))
+        self.norms: list[Any] = [
+            module.get_submodule(name).forward for name, kind in _PARTS.items() if kind is FusedNorm
         ]
+        before_attention, before_mlp = self.norms
         self.native = native.DecoderLayer(
             **{name: linear.describe() for name, linear in linears.items()},
-            **dict(zip(("attention_norm", "mlp_norm"), (norm.weight.data_ptr() for norm in self.norms), strict=True)),
-            **dict(zip(("attention_eps", "mlp_eps"), (norm.eps for norm in self.norms), strict=True)),
-            **dict(zip(("num_heads", "num_kv_heads"), self.heads, strict=True)),
+            attention_norm=before_attention.weight.data_ptr(),
+            attention_eps=before_attention.eps,
+            mlp_norm=before_mlp.weight.data_ptr(),
+            mlp_eps=before_mlp.eps,
             scale=attention.scaling,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
         )
         self._rotations: dict[str, native.Rotations | None] = dict.fromkeys(linears)
@@ -55,7 +60,7 @@ class FusedLayer:
         assert library is not None, "fuse_layers() was called without the native kernels"
         self._call, self._work = library.rk_decode_layer, library.rk_decode_work
 
-    def __call__(self, hidden_states: Tensor, *args, position_embeddings=None, **options) -> Tensor:
+    def __call__(self, hidden_states: Tensor, *args, position_embeddings: tuple[Tensor, Tensor], **options) -> Tensor:
         """hidden_states [1, requests, d] float32, cos and sin [1, requests, head_dim]."""
         step = self.step.native
         if step is None or self.step.static is not None or self._hooked():
@@ -76,7 +81,7 @@ class FusedLayer:
     def _bind(self) -> int | None:
         """Point at the cache and at the rotations as they are now; the address of the step's bank rows."""
         if not self.native.keys:
-            cache = self.step.cache.layer(self.index, self.heads[1], self.head_dim, torch.float32)
+            cache = self.step.cache.layer(self.index, self.num_kv_heads, self.head_dim, torch.float32)
             self.native.keys, self.native.values = (pool.data_ptr() for pool in cache)
         rows = None
         for name, linear in self.linears.items():
