@@ -26,6 +26,7 @@ def test_readme_example_runs(block, tmp_path, monkeypatch, random_adapter, capsy
 
 def test_readme_names_the_make_targets_and_every_room():
     text = (ROOT / "README.md").read_text()
+    assert text.startswith("# roadkit\n")
     for target in ("make demo", "make test"):
         assert target in text
     rooms = {path.name for path in (ROOT / "src" / "roadkit").iterdir() if path.is_dir() and path.name[0] not in "._"}

@@ -26,7 +26,7 @@ from .errors import AdapterError, AlgebraError, nearest
 from .files import replaced_directory
 from .rotation import VARIANTS, layer_width, raise_to_parameters
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = FILES = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 1 << 20
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -44,11 +44,14 @@ def load(source: str | os.PathLike) -> Adapter:
     return parse(config, weights, origin=str(source))
 
 
-def read(source: str | os.PathLike) -> tuple[bytes, bytes]:
-    """The bytes of `adapter_config.json` and `adapter_model.safetensors`, each read once, nothing interpreted."""
+def read(source: str | os.PathLike, files: tuple[str, str] = FILES) -> tuple[bytes, bytes]:
+    """The bytes of `adapter_config.json` and `adapter_model.safetensors`, each read once, nothing interpreted.
+
+    files   other names of the two, of a directory
+    """
     path, text = Path(source), os.fspath(source)
     if text and path.is_dir():
-        return _read_directory(path)
+        return _read_directory(path, files)
     if "://" in text:
         return _read_remote(text)
     if text and path.exists():
@@ -255,13 +258,13 @@ def _check_values(parameters, heads, problems: list[str]) -> None:
             problems.append(f"{name}: dtype {tensor.dtype} is none of float32, float16, bfloat16, float64")
 
 
-def _read_directory(path: Path) -> tuple[bytes, bytes]:
+def _read_directory(path: Path, files: tuple[str, str]) -> tuple[bytes, bytes]:
     """Both files of one version: where the directory was replaced between the two reads, they are read again."""
     try:
         while True:
             before = os.stat(path).st_ino
             try:
-                contents = _read_file(path, CONFIG), _read_file(path, WEIGHTS)
+                contents = _read_file(path, files[0]), _read_file(path, files[1])
             except (AdapterError, OSError):
                 if os.stat(path).st_ino == before:
                     raise

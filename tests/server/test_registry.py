@@ -17,6 +17,7 @@ from roadkit.errors import AdapterError, ExpressionError
 from roadkit.server.auth import LOCAL, Keyring
 from roadkit.server.catalog import check_name
 from roadkit.server.folders import Folders
+from roadkit.server.residents import Factor
 from roadkit.server.service import Service
 from roadkit.server.settings import Settings
 
@@ -172,7 +173,7 @@ class Lifecycle(RuleBasedStateMachine):
         if entry is None:
             assert name not in self.expected
             return
-        lease = self.service.residents.acquire([(entry, strength)])
+        lease = self.service.residents.acquire([Factor(entry, strength=strength)])
         content = HASHES[self.expected[name][0]] if strength == 1 else None
         assert content in (None, lease.adapter.content_hash)
         self.held.append((lease, lease.adapter.content_hash))
@@ -208,7 +209,7 @@ class Lifecycle(RuleBasedStateMachine):
         entry = self.service.catalog.find(LOCAL, "seen")
         assert (entry is None) == (self.watched is None)
         if entry is not None:
-            lease = self.service.residents.acquire([(entry, 1.0)])
+            lease = self.service.residents.acquire([Factor(entry)])
             assert lease.adapter.content_hash == HASHES[self.watched]
             self.held.append((lease, lease.adapter.content_hash))
 
@@ -262,7 +263,7 @@ def test_changed_bytes_are_not_served(tmp_path):
     entry = service.keep(LOCAL, "a", *CONTENTS[0])
     (Path(entry.source) / store.WEIGHTS).write_bytes(CONTENTS[1][1])
     with pytest.raises(AdapterError, match="damaged"):
-        service.residents.acquire([(entry, 1.0)])
+        service.residents.acquire([Factor(entry)])
     service.close()
 
 
@@ -285,7 +286,7 @@ def test_a_folder_that_is_gone_is_no_adapter_any_more(tmp_path):
     entry = service.catalog.find(LOCAL, "a")
     shutil.rmtree(tmp_path / "a")
     with pytest.raises(ExpressionError, match="no adapter 'a' any more"):
-        service.residents.acquire([(entry, 1.0)])
+        service.residents.acquire([Factor(entry)])
     service.close()
 
 

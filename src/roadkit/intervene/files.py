@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
+from .. import store
 from ..adapter import Adapter, Base
 from ..errors import AdapterError, RoadkitError
 from ..files import replaced_directory
@@ -26,7 +27,7 @@ from .intervention import Intervention
 from .positions import Positions
 from .subspace import Subspace
 
-CONFIG, WEIGHTS = "intervention.json", "intervention.safetensors"
+CONFIG, WEIGHTS = FILES = "intervention.json", "intervention.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -49,6 +50,15 @@ class _Config(BaseModel):
 def is_intervention(path: str | os.PathLike) -> bool:
     """Does the folder hold an intervention?"""
     return (Path(path) / CONFIG).is_file()
+
+
+def is_config(data: bytes) -> bool:
+    """Are these the bytes of an intervention.json, rather than of an adapter's configuration?"""
+    try:
+        settings = json.loads(data[:MAX_CONFIG_BYTES])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(settings, dict) and "sites" in settings and "peft_type" not in settings
 
 
 def save(intervention: Intervention, path: str | os.PathLike) -> None:
@@ -91,11 +101,14 @@ def save(intervention: Intervention, path: str | os.PathLike) -> None:
 
 def load(path: str | os.PathLike) -> Intervention:
     """Read a folder. Raises `AdapterError` naming what is missing or wrong."""
-    folder = Path(path)
-    try:
-        text, weights = (folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes()
-    except OSError as error:
-        raise AdapterError(f"{path} is no intervention ({CONFIG} and {WEIGHTS}): {error}") from error
+    if not Path(path).is_dir():
+        raise AdapterError(f"{path} is no intervention: a directory with {CONFIG} and {WEIGHTS}")
+    return parse(*store.read(path, FILES), origin=str(path))
+
+
+def parse(text: bytes, weights: bytes, *, origin: str = "intervention") -> Intervention:
+    """Validate both files' bytes. The same checks serve uploads."""
+    path = origin
     if len(text) > MAX_CONFIG_BYTES:
         raise AdapterError(f"{path}: {CONFIG} has {len(text)} bytes, at most {MAX_CONFIG_BYTES} are read")
     try:

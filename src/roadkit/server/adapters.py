@@ -21,6 +21,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse
 
 from .. import store
+from ..adapter import Adapter
 from ..errors import AdapterError, RoadkitError
 from . import sources
 from .auth import LOCAL, Key
@@ -179,6 +180,8 @@ def _frozen(service: Service, caller: Key, text: str) -> tuple[bytes, bytes]:
         raise AdapterError("the base model is no adapter; name at least one")
     lease = service.residents.acquire(factors)
     try:
+        if not isinstance(lease.adapter, Adapter) or lease.parts:
+            raise AdapterError("interventions cannot be frozen; name them in the request's expression")
         return store.serialize(lease.adapter)
     finally:
         service.residents.release(lease)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ..errors import AdapterError
 from ..expression import _NAME
 
 SUGGESTED = 100  # names that a misspelt one is compared with
+_PART = re.compile(r"[A-Za-z0-9_.@/-]+")
 MAX_FILE_NAME = 200  # bytes; file systems take 255
 
 
@@ -111,6 +113,14 @@ class Catalog:
         """What a tenant means by a name."""
         return self._own.get(tenant, {}).get(name) or self._public.get(name)
 
+    def resolve(self, tenant: str, name: str) -> tuple[Entry, str] | None:
+        """The same, and the subspace that `tasks:german` names; whether there is such a one shows when it is read."""
+        if (entry := self.find(tenant, name)) is not None:
+            return entry, ""
+        owner, _, part = name.rpartition(":")
+        entry = self.find(tenant, owner) if _PART.fullmatch(part) else None
+        return None if entry is None else (entry, part)
+
     def own(self, tenant: str, name: str) -> Entry | None:
         """A tenant's own entry of a name."""
         return self._own.get(tenant, {}).get(name)
@@ -138,7 +148,7 @@ class View(Collection[str]):
         self._catalog, self._tenant = catalog, tenant
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._catalog.find(self._tenant, name) is not None
+        return isinstance(name, str) and self._catalog.resolve(self._tenant, name) is not None
 
     def __iter__(self) -> Iterator[str]:
         return (entry.name for entry in itertools.islice(self._catalog.visible(self._tenant), SUGGESTED))

@@ -16,14 +16,17 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+from .. import models
 from ..adapter import Adapter
 from ..engine.engine import Engine, Stream
 from ..engine.request import Chunk, Message, Request
 from ..errors import AdapterError
 from ..expression import Term
+from ..intervene.intervention import Intervention
+from ..intervene.sites import check_sites
 from .fair import FairQueue
 from .protocol import Job, Stats, cancelled
-from .worker import Worker, check_fit
+from .worker import Worker, check_base, check_fit
 
 log = logging.getLogger("roadkit.server")
 
@@ -59,8 +62,7 @@ class EmbeddedEngine:
         with self._tokenizing:
             return self.engine.encode(prompt)
 
-    def prepare(self, request: Request, *, adapter: str | None, tenant: str) -> Any:
-        terms = () if adapter is None else (Term(adapter, 1.0),)
+    def prepare(self, request: Request, *, terms: tuple[Term, ...], tenant: str) -> Any:
         with self._compiling if request.json_schema is not None else nullcontext():
             return self.engine.prepare(request, terms=terms, tenant=f"{tenant}\0")
 
@@ -75,13 +77,18 @@ class EmbeddedEngine:
         else:
             self._worker.tell(partial(self._cancel, job))
 
-    def check(self, adapter: Adapter) -> None:
+    def check(self, adapter: Adapter | Intervention) -> None:
+        model = self.engine.runner.model
+        if isinstance(adapter, Intervention):
+            check_base(models.config_fingerprint(model.config), adapter.rotation)
+            check_sites(model, [(site, width) for site, (width, _) in adapter.rotation.layout.layers.items()])
+            return
         if adapter.heads:
             names = ", ".join(sorted(adapter.heads)[:5])
             raise AdapterError(f"the adapter brings whole modules ({names}); this server generates with rotations only")
-        check_fit(self.engine.runner.model, adapter)
+        check_fit(model, adapter)
 
-    def load(self, name: str, adapter: Adapter) -> None:
+    def load(self, name: str, adapter: Adapter | Intervention) -> None:
         self._worker.tell(partial(self.engine.add_adapter, name, adapter))
 
     def unload(self, name: str) -> None:

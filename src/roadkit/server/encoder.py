@@ -23,9 +23,11 @@ from transformers import PreTrainedModel
 from ..adapter import Adapter
 from ..engine.bank import Bank
 from ..errors import AdapterError, RequestError, RoadkitError
+from ..expression import Term
+from ..intervene.intervention import Intervention
 from .fair import FairQueue
 from .protocol import Job, Stats
-from .worker import Worker, check_fit
+from .worker import Worker, check_fit, rotating
 
 log = logging.getLogger("roadkit.server")
 
@@ -91,7 +93,7 @@ class EncoderEngine:
             raise RequestError(f"token id {outside} is outside the vocabulary of {vocab}")
         return token_ids
 
-    def prepare(self, request: Any, *, adapter: str | None, tenant: str) -> Any:
+    def prepare(self, request: Any, *, terms: tuple[Term, ...], tenant: str) -> Any:
         raise RequestError("this server's model is an encoder: it answers /v1/embeddings and /v1/classify")
 
     def submit(self, job: Job | EncoderJob) -> None:
@@ -105,7 +107,8 @@ class EncoderEngine:
         if self._queue.remove(job.tenant, job):
             job.done(RequestError("the request was cancelled"))
 
-    def check(self, adapter: Adapter) -> None:
+    def check(self, adapter: Adapter | Intervention) -> None:
+        adapter = rotating(adapter)
         size = sum(tensor.nbytes for saved in adapter.heads.values() for tensor in saved.values())
         if size > MAX_HEAD_BYTES:
             raise AdapterError(f"the adapter brings {size} bytes of whole modules, at most {MAX_HEAD_BYTES} are taken")
@@ -115,7 +118,7 @@ class EncoderEngine:
             )
         check_fit(self.model, adapter)
 
-    def load(self, name: str, adapter: Adapter) -> None:
+    def load(self, name: str, adapter: Adapter | Intervention) -> None:
         self._worker.tell(partial(self.bank.add, name, adapter))
 
     def unload(self, name: str) -> None:

@@ -22,6 +22,7 @@ from .errors import ApiError, from_roadkit
 from .residents import Lease
 from .schema import Body, Many, Text, TokenId
 from .service import Service
+from .worker import rotating
 
 Vector = list[float]
 
@@ -94,7 +95,7 @@ async def _encode(
     try:
         lease, token_ids = await service.work(prepare)
         used = sum(map(len, token_ids))
-        if kind == "classify" and not backend.own_head and not (lease and lease.adapter.heads):
+        if kind == "classify" and not backend.own_head and not (lease and rotating(lease.adapter).heads):
             raise ApiError(400, "the base has no head; name an adapter that brings one", param="model")
         loop, futures = asyncio.get_running_loop(), []
         for ids in token_ids:

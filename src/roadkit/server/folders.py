@@ -16,9 +16,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import store
 from ..errors import RoadkitError
-from ..store import CONFIG, WEIGHTS
+from ..intervene import files as interventions
 from .catalog import Entry, check_name
+from .residents import Factor
 
 if TYPE_CHECKING:
     from .residents import Lease
@@ -46,10 +48,10 @@ class Folders:
             name, equals, source = value.partition("=")
             if equals:
                 found[name] = source
-            elif (Path(value) / CONFIG).is_file():
+            elif _files(value):
                 found[Path(value).resolve().name] = value
             elif Path(value).is_dir():
-                found |= {child.parent.name: str(child.parent) for child in sorted(Path(value).glob(f"*/{CONFIG}"))}
+                found |= {child.name: str(child) for child in sorted(Path(value).glob("*")) if _files(child)}
         return {name: source for name, source in found.items() if self._nameable(name)}
 
     def start(self) -> None:
@@ -94,12 +96,12 @@ class Folders:
             catalog.put(new)
             return
         try:
-            lease = residents.acquire([(new, 1.0)])
+            lease = residents.acquire([Factor(new)])
         except RoadkitError as error:
             log.warning("adapter %s changed and is not valid now, the version before stays: %s", name, error)
             if old is not None and name not in self._kept:
                 try:
-                    self._kept[name] = residents.acquire([(old, 1.0)])
+                    self._kept[name] = residents.acquire([Factor(old)])
                 except RoadkitError:
                     log.warning("adapter %s has left memory and cannot be read", name)
             return
@@ -126,13 +128,18 @@ class Folders:
         return True
 
 
+def _files(folder: str | Path) -> tuple[str, str] | None:
+    """The names of the two files in a folder that holds an adapter or an intervention."""
+    return next((names for names in (store.FILES, interventions.FILES) if (Path(folder) / names[0]).is_file()), None)
+
+
 def _signature(source: str) -> Signature:
     """What changes when either file does; a constant for what is no local folder; () where the files are missing."""
     is_local = os.path.isabs(source) or Path(source).exists() or source.count("/") != 1
     if "://" in source or not is_local:
         return ((0, 0, 0),)
     try:
-        stats = [os.stat(Path(source) / name) for name in (CONFIG, WEIGHTS)]
+        stats = [os.stat(Path(source) / name) for name in _files(source) or store.FILES]
     except OSError:
         return ()
     return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)

@@ -103,7 +103,7 @@ class Generation:
                 request = _request(body, token_ids, count, logprobs, echo and logprobs is not None, index)
                 prepared.append(
                     service.backend.prepare(
-                        request, adapter=self._lease.name if self._lease else None, tenant=self.key.tenant
+                        request, terms=self._lease.terms if self._lease else (), tenant=self.key.tenant
                     )
                 )
             text = prompt if isinstance(prompt, str) else service.backend.tokenizer.decode(token_ids) if echo else ""

@@ -1,6 +1,6 @@
 """The seam between the routes and what generates: `Backend`. The embedded engine is one, vLLM can be another.
 
-    job = Job(prepared=await run(backend.prepare, request, adapter="formal@1f", tenant="acme"), tenant="acme", ...)
+    job = Job(prepared=await run(backend.prepare, request, terms=lease.terms, tenant="acme"), tenant="acme", ...)
     backend.submit(job)                       # at once; `job.deliver` gets chunks on the event loop
     backend.cancel(job)                       # its row is free after the running step
 
@@ -19,6 +19,8 @@ from typing import Any, Protocol
 
 from ..adapter import Adapter
 from ..engine.request import Chunk, Completion, Message, Request
+from ..expression import Term
+from ..intervene.intervention import Intervention
 
 
 @dataclass(eq=False)
@@ -76,8 +78,8 @@ class Backend(Protocol):
         """The prompt's tokens."""
         ...
 
-    def prepare(self, request: Request, *, adapter: str | None, tenant: str) -> Any:
-        """Check a request and get it ready for a loaded adapter (None: the base)."""
+    def prepare(self, request: Request, *, terms: tuple[Term, ...], tenant: str) -> Any:
+        """Check a request and get it ready for loaded adapters, applied in turn; (): the base."""
         ...
 
     def submit(self, job: Job) -> None:
@@ -88,11 +90,11 @@ class Backend(Protocol):
         """End a job soon; it still gets its last chunk."""
         ...
 
-    def check(self, adapter: Adapter) -> None:
-        """Raise `AdapterError` where an adapter does not fit the model."""
+    def check(self, adapter: Adapter | Intervention) -> None:
+        """Raise `RoadkitError` where an adapter does not fit the model, or is of a kind that this engine lacks."""
         ...
 
-    def load(self, name: str, adapter: Adapter) -> None:
+    def load(self, name: str, adapter: Adapter | Intervention) -> None:
         """Make an adapter known before any job submitted later."""
         ...
 

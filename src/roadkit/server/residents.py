@@ -1,11 +1,12 @@
 """`Residents`: adapters and compositions in memory, loaded into the backend while somebody needs them.
 
-    lease = residents.acquire([(entry, 0.7), (other, 1.0)])      # reads and composes on the calling thread
-    ... lease.name ...                                           # what the backend knows the composition as
+    lease = residents.acquire([Factor(entry, strength=0.7), Factor(other)])     # reads and composes on this thread
+    ... lease.terms ...                                                         # what the backend is asked for
     residents.release(lease)
 
 A name is made of content hashes and strengths, so it never changes its meaning: a request keeps the versions it
-started with. Unused compositions leave, least recently used first, beyond `limit`.
+started with. Unused compositions leave, least recently used first, beyond `limit`. Rotations of linear layers are
+composed here, into one; what intervenes on hidden states is handed to the backend in its terms.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from .. import expression, store
 from ..adapter import Adapter
-from ..errors import AdapterError, ExpressionError, RoadkitError
+from ..errors import AdapterError, ExpressionError, RoadkitError, nearest
 from ..expression import MAX_ENTRY, Term
+from ..intervene import files as interventions
+from ..intervene.intervention import Intervention
 from .catalog import Catalog, Entry, version_of
 from .metrics import Metrics
 from .protocol import Backend
@@ -32,14 +36,28 @@ from .protocol import Backend
 log = logging.getLogger("roadkit.server")
 
 
+class Factor(NamedTuple):
+    """One term of an expression: a version of an adapter, or a subspace (`part`) of one that intervenes."""
+
+    entry: Entry
+    part: str = ""
+    strength: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.entry.name}:{self.part}" if self.part else self.entry.name
+
+
 @dataclass(eq=False)
 class Lease:
     """A composition in memory and who uses it."""
 
     name: str
-    adapter: Adapter
+    adapter: Adapter | Intervention
     version: str = ""  # SHA-256 of the files, '' for a composition
     users: int = 0
+    terms: tuple[Term, ...] = ()
+    parts: tuple[Lease, ...] = ()  # held instead of a composition of their own
 
 
 class Residents:
@@ -59,20 +77,34 @@ class Residents:
         """Whether the current version of an adapter is in memory."""
         return bool(entry.version) and entry.version[:32] in self._leases
 
-    def acquire(self, factors: Sequence[tuple[Entry, float]]) -> Lease:
+    def acquire(self, factors: Sequence[Factor]) -> Lease:
         """A composition, ready in the backend. Raises `RoadkitError` for what cannot be read or composed."""
         singles: list[Lease] = []
         try:
-            singles.extend(self._single(entry) for entry, _ in factors)
-            if len(factors) == 1 and factors[0][1] == 1.0:
+            for factor in factors:
+                singles.append(self._single(factor.entry))
+                _check_part(factor, singles[-1].adapter)
+            if len(factors) == 1 and factors[0].strength == 1.0 and not factors[0].part:
                 return singles.pop()
-            return self._composition(factors, singles)
+            terms = tuple(
+                Term(f"{lease.name}:{factor.part}" if factor.part else lease.name, factor.strength)
+                for lease, factor in zip(singles, factors, strict=True)
+            )
+            if any(isinstance(lease.adapter, Intervention) for lease in singles):
+                lease = Lease("", self._compose(factors, singles, terms), terms=terms, parts=tuple(singles))
+                singles.clear()  # held until the lease is released
+                return lease
+            return self._composition(factors, singles, terms)
         finally:
             for lease in singles:
                 self.release(lease)
 
     def release(self, lease: Lease) -> None:
         """Done with a composition; it stays in memory until its place is needed."""
+        for part in lease.parts:
+            self.release(part)
+        if lease.parts:
+            return
         with self._lock:
             lease.users -= 1
             if lease.users <= 0:
@@ -80,7 +112,7 @@ class Residents:
 
     def pin(self, entry: Entry) -> None:
         """Keep the current version in memory if the entry is pinned, and earlier versions no longer."""
-        lease = self.acquire([(entry, 1.0)]) if entry.pinned else None
+        lease = self.acquire([Factor(entry)]) if entry.pinned else None
         self.unpin(entry)
         if lease is not None:
             self._pinned[entry.tenant, entry.name] = lease
@@ -91,11 +123,13 @@ class Residents:
         if old is not None:
             self.release(old)
 
-    def validate(self, config: bytes, weights: bytes, *, origin: str) -> Adapter:
+    def validate(self, config: bytes, weights: bytes, *, origin: str) -> Adapter | Intervention:
         """Parse bytes that are to be served: sound, of this model, and bounded. Raises `AdapterError`."""
-        adapter = store.parse(config, weights, origin=origin)
+        parse = interventions.parse if interventions.is_config(config) else store.parse
+        adapter = parse(config, weights, origin=origin)
         self._backend.check(adapter)
-        largest = float(torch.maximum(adapter.a.abs().max(), adapter.b.abs().max()))
+        rotation = _rotation(adapter)
+        largest = float(torch.maximum(rotation.a.abs().max(), rotation.b.abs().max()))
         if largest > MAX_ENTRY:
             raise AdapterError(
                 f"{origin}: its rotation grows to {largest:.3g} in one entry, at most {MAX_ENTRY:g} is served"
@@ -113,11 +147,11 @@ class Residents:
                 self._leases.move_to_end(name)
             return lease
 
-    def _add(self, name: str, adapter: Adapter, version: str = "") -> Lease:
+    def _add(self, name: str, adapter: Adapter | Intervention, version: str = "") -> Lease:
         adapter.content_hash  # noqa: B018  computed here, not between two steps of the engine
         with self._lock:
             self._backend.load(name, adapter)
-            lease = self._leases[name] = Lease(name, adapter, version, users=1)
+            lease = self._leases[name] = Lease(name, adapter, version, 1, (Term(name, 1.0),))
             self._metrics.loads.inc()
             return lease
 
@@ -128,22 +162,32 @@ class Residents:
             self._backend.unload(name)
             self._metrics.evictions.inc()
 
-    def _composition(self, factors: Sequence[tuple[Entry, float]], singles: Sequence[Lease]) -> Lease:
-        terms = tuple(Term(lease.name, weight) for lease, (_, weight) in zip(singles, factors, strict=True))
+    def _composition(self, factors: Sequence[Factor], singles: Sequence[Lease], terms: tuple[Term, ...]) -> Lease:
         name = hashlib.sha256(expression.canonical(terms).encode()).hexdigest()[:32]
         if (lease := self._hold(name)) is not None:
             return lease
         with self._building:
             if (lease := self._hold(name)) is not None:
                 return lease
-            try:
-                adapter = expression.compose(terms, {lease.name: lease.adapter for lease in singles})
-            except RoadkitError as error:  # in the client's names, not ours
-                text = str(error)
-                for lease, (entry, _) in zip(singles, factors, strict=True):
-                    text = text.replace(lease.name, entry.name)
-                raise type(error)(text) from None
-            return self._add(name, adapter)
+            return self._add(name, self._compose(factors, singles, terms))
+
+    def _compose(self, factors: Sequence[Factor], singles: Sequence[Lease], terms: tuple[Term, ...]) -> Adapter:
+        """All rotations as one. Raises `RoadkitError` in the client's names, not ours."""
+        where = {lease.adapter.positions: None for lease in singles if isinstance(lease.adapter, Intervention)}
+        if len(where) > 1:
+            one, other, *_ = where
+            raise ExpressionError(f"one expression intervenes at {one} and at {other}; give them the same positions")
+        rotations = {
+            term.name: _rotation(lease.adapter, factor.part)
+            for term, lease, factor in zip(terms, singles, factors, strict=True)
+        }
+        try:
+            return expression.compose(terms, rotations)
+        except RoadkitError as error:
+            text = str(error)
+            for lease, factor in zip(singles, factors, strict=True):
+                text = text.replace(lease.name, factor.entry.name)
+            raise type(error)(text) from None
 
     def _single(self, entry: Entry) -> Lease:
         if entry.version and (lease := self._hold(entry.version[:32])) is not None:
@@ -167,7 +211,21 @@ class Residents:
 
     def _read(self, entry: Entry) -> tuple[bytes, bytes]:
         try:
-            return store.read(entry.source)
+            files = interventions.FILES if interventions.is_intervention(entry.source) else store.FILES
+            return store.read(entry.source, files)
         except AdapterError as error:  # the message names the server's folders
             log.warning("adapter %s cannot be read: %s", entry.name, error)
             raise ExpressionError(f"no adapter {entry.name!r} any more") from None
+
+
+def _rotation(adapter: Adapter | Intervention, part: str = "") -> Adapter:
+    if isinstance(adapter, Intervention):
+        return (adapter.select(part) if part else adapter).rotation
+    return adapter
+
+
+def _check_part(factor: Factor, adapter: Adapter | Intervention) -> None:
+    known = adapter.subspaces if isinstance(adapter, Intervention) else {}
+    if factor.part and factor.part not in known:
+        close = nearest(factor.name, [f"{factor.entry.name}:{label}" for label in known])
+        raise ExpressionError(f"no adapter {factor.name!r}{close}")

@@ -1,7 +1,7 @@
 """`Service`: everything a running server holds, for the routes to share.
 
 service = Service(settings, keyring, backend)
-factors = service.parse(caller, "formal*0.7 + german")      # [(entry, strength)] of what the caller may use
+factors = service.parse(caller, "formal*0.7 + german")      # [Factor] of what the caller may use
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .metrics import Metrics
 from .protocol import Backend, Job
 from .quota import Meter
 from .registry import Registry
-from .residents import Residents
+from .residents import Factor, Residents
 from .settings import Settings
 
 log = logging.getLogger("roadkit.server")
@@ -110,7 +110,7 @@ class Service:
     def is_base(self, model: str) -> bool:
         return model == self.settings.model
 
-    def parse(self, key: Key, model: str) -> list[tuple[Entry, float]]:
+    def parse(self, key: Key, model: str) -> list[Factor]:
         """An expression over what a caller can see; [] is the base. Raises `ApiError` or `ExpressionError`."""
         if self.is_base(model):
             return []
@@ -119,8 +119,8 @@ class Service:
             raise ApiError(400, f"model has {len(model)} characters, at most {longest} are allowed", param="model")
         factors = []
         for term in expression.parse(model, self.catalog.view(key.tenant)):
-            entry = self.catalog.find(key.tenant, term.name)
-            if entry is None:  # removed between the two look-ups
+            found = self.catalog.resolve(key.tenant, term.name)
+            if found is None:  # removed between the two look-ups
                 raise ExpressionError(f"no adapter {term.name!r}")
-            factors.append((entry, term.strength))
+            factors.append(Factor(*found, term.strength))
         return factors

@@ -20,11 +20,13 @@ from ..adapter import Adapter
 from ..engine.packed import Weights
 from ..engine.request import Chunk, Completion, Message, Request
 from ..errors import ModelError, RoadkitError
+from ..expression import Term
+from ..intervene.intervention import Intervention
 from ..vllm_plugin.engine import AsyncVllmEngine, Prepared
 from ..vllm_plugin.stream import VllmStream
 from .fair import FairQueue
 from .protocol import Job, Stats, cancelled
-from .worker import check_base
+from .worker import check_base, rotating
 
 log = logging.getLogger("roadkit.server")
 
@@ -101,8 +103,9 @@ class VllmBackend:
     def encode(self, prompt: str | list[Message] | list[int]) -> list[int]:
         return self.engine.encode(prompt)
 
-    def prepare(self, request: Request, *, adapter: str | None, tenant: str) -> Prepared:
-        return self.engine.prepare(request, adapter=None if adapter is None else self._adapters[adapter])
+    def prepare(self, request: Request, *, terms: tuple[Term, ...], tenant: str) -> Prepared:
+        """At most one term: `Residents` composes what is no intervention."""
+        return self.engine.prepare(request, adapter=self._adapters[terms[0].name] if terms else None)
 
     def submit(self, job: Job) -> None:
         self._queue.put(job.tenant, job)
@@ -115,14 +118,15 @@ class VllmBackend:
         elif job in self._tasks:
             self._tasks[job].cancel()
 
-    def check(self, adapter: Adapter) -> None:
+    def check(self, adapter: Adapter | Intervention) -> None:
         """On any thread but the event loop's: every worker loads the adapter, since each holds a shard of the model."""
+        adapter = rotating(adapter)
         check_base(self._fingerprint, adapter)
         assert self._loop is not None, "adapters are checked after start()"
         asyncio.run_coroutine_threadsafe(self.engine.check(adapter), self._loop).result()
 
-    def load(self, name: str, adapter: Adapter) -> None:
-        self._adapters[name] = adapter
+    def load(self, name: str, adapter: Adapter | Intervention) -> None:
+        self._adapters[name] = rotating(adapter)
 
     def unload(self, name: str) -> None:
         del self._adapters[name]

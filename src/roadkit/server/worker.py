@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from .. import models, modules
 from ..adapter import Adapter
 from ..errors import AdapterError
+from ..intervene.intervention import Intervention
 
 log = logging.getLogger("roadkit.server")
 
@@ -78,6 +79,13 @@ def check_base(fingerprint: str, adapter: Adapter) -> None:
             f"the adapter was made for {adapter.base.name!r} (structure {known}), "
             f"this server's model has structure {fingerprint}"
         )
+
+
+def rotating(adapter: Adapter | Intervention) -> Adapter:
+    """The adapter. Raises `AdapterError` for an intervention, which only the embedded engine serves."""
+    if isinstance(adapter, Intervention):
+        raise AdapterError("this server's engine rotates linear layers only; an intervention needs the embedded engine")
+    return adapter
 
 
 def check_fit(model: PreTrainedModel, adapter: Adapter) -> None:

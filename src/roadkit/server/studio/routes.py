@@ -126,8 +126,9 @@ async def _computed(service: Service, caller: Key, model: str, look: Any) -> dic
             raise ApiError(400, "the base model turns nothing; name an adapter", param="model")
         lease = service.residents.acquire(factors)
         try:
-            adapter: Adapter = lease.adapter
-            return look(adapter)
+            if not isinstance(lease.adapter, Adapter) or lease.parts:
+                raise ApiError(400, "an intervention turns hidden states, not a layer's outputs", param="model")
+            return look(lease.adapter)
         finally:
             service.residents.release(lease)
 
