@@ -81,8 +81,10 @@ def draw(figures: dict, path: Path) -> None:
     axes[2].plot([int(x) for x in rows], list(rows.values()), **mixed)
     axes[2].set_xlabel("tokens of context, 8 requests")
     for axis in axes:
+        ticks = axis.lines[0].get_xdata()
         axis.set_xscale("log", base=2)
-        axis.set_ylim(bottom=0)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_ylim(0, 1.1 * max(line.get_ydata().max() for line in axis.lines))
         axis.set_ylabel("tokens per second")
         axis.grid(alpha=0.3)
     path.parent.mkdir(exist_ok=True)

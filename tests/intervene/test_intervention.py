@@ -69,7 +69,7 @@ def test_broken_files_are_named(make_intervention, tmp_path):
         save_file(bad, tmp_path / "tasks" / "intervention.safetensors")
         Intervention.load(tmp_path / "tasks")
     assert "road_theta is not finite" in str(error.value)
-    with pytest.raises(AdapterError, match="is no intervention"):
+    with pytest.raises(AdapterError, match="intervention.json is missing"):
         Intervention.load(tmp_path)
 
 

@@ -42,7 +42,15 @@ async def complete(http, model: str, **fields) -> tuple[int, dict]:
 def test_requests_intervene_as_in_the_engine(folders, local, made, tiny_llama, tiny_tokenizer):
     root, known = folders
     engine = Engine(tiny_llama(vocab_size=384, max_position_embeddings=1024), tiny_tokenizer, adapters=known)
-    names = ["tasks", "tasks:one", "tasks:two*0.5", "tasks:one + tasks:two", "formal*0.5 - tasks:one", "steer", "formal"]
+    names = [
+        "tasks",
+        "tasks:one",
+        "tasks:two*0.5",
+        "tasks:one + tasks:two",
+        "formal*0.5 - tasks:one",
+        "steer",
+        "formal",
+    ]
     wanted = [
         answer.text
         for answer in engine.generate(
@@ -92,7 +100,9 @@ def test_uploads_replace_and_leave(folders, local, tmp_path):
     async def ask():
         registry = tmp_path / "registry"
         async with local(registry=registry) as (_, http):
-            first = await http.post("/v1/adapters", data={"name": "up", "pinned": "true"}, files=files(folders[0] / "tasks"))
+            first = await http.post(
+                "/v1/adapters", data={"name": "up", "pinned": "true"}, files=files(folders[0] / "tasks")
+            )
             assert first.status_code == 201, first.text
             one = await complete(http, "up:one")
             second = await http.post("/v1/adapters", data={"name": "up"}, files=files(folders[0] / "steer"))
@@ -119,7 +129,9 @@ def test_uploads_that_do_not_fit_are_refused(local, tmp_path, change):
     folder = tmp_path / "bad"
     if change == "width":
         parameters = {"model.layers.0": random_parameters("road_1", 32, 16)}
-        made = Intervention(Adapter.from_parameters(parameters, variant="road_1", group_size=16), Positions.parse("all"))
+        made = Intervention(
+            Adapter.from_parameters(parameters, variant="road_1", group_size=16), Positions.parse("all")
+        )
     elif change == "large":
         theta, alpha = random_parameters("road_1", 64, 16)
         rotation = Adapter.from_parameters({"model.layers.0": (theta, alpha + 1e6)}, variant="road_1", group_size=16)

@@ -37,7 +37,7 @@ class Registry:
     def __init__(self, root: Path):
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(root / ".lock")
+        self._lock = FileLock(root / ".lock", thread_local=False)  # taken and let go on different threads
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
