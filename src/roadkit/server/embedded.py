@@ -30,6 +30,10 @@ from .worker import Worker, check_base, check_fit
 
 log = logging.getLogger("roadkit.server")
 
+# Seconds. On a CPU the model's threads take all cores: a step that begins while the event loop still sends the last
+# one's tokens has its threads wait for each other at every barrier, which costs more than waiting once before it.
+HANDOVER = 0.02
+
 
 class EmbeddedEngine:
     """A `Backend` (see protocol.py) on an `Engine`, which it owns from `start` to `close`."""
@@ -45,6 +49,8 @@ class EmbeddedEngine:
         self._compiling = threading.Lock()  # one schema at a time; requests without one do not wait for it
         self._worker = Worker("roadkit-engine", self._run)
         self._steps, self._busy, self._tokens = 0, 0.0, 0
+        on_cpu = engine.runner.model.device.type == "cpu"
+        self._handover = HANDOVER if on_cpu else 0.0
 
     # ---- called on the event loop, or (encode, prepare, check) on any thread --------------------------------------
 
@@ -166,7 +172,7 @@ class EmbeddedEngine:
     def _flush(self) -> None:
         if self._outbox:
             outbox, self._outbox = self._outbox, []
-            self._worker.answer(partial(_deliver, outbox))
+            self._worker.answer(partial(_deliver, outbox), wait=self._handover)
 
 
 def _deliver(outbox: list[tuple[Job, Chunk]]) -> None:

@@ -61,14 +61,26 @@ class Worker:
             except Exception:
                 log.exception("a command to the engine failed")
 
-    def answer(self, call: Callable[[], None]) -> None:
-        """Run something on the event loop soon; nothing where the loop is closed and nobody is left to tell."""
-        if self._loop is None:
+    def answer(self, call: Callable[[], None], *, wait: float = 0.0) -> None:
+        """Run something on the event loop soon; nothing where the loop is closed and nobody is left to tell.
+
+        wait    at most so many seconds, until it and what it woke have run
+        """
+        loop, done = self._loop, threading.Event()
+        if loop is None:
             return
+
+        def run() -> None:
+            call()
+            loop.call_soon(loop.call_soon, done.set)
+
         try:
-            self._loop.call_soon_threadsafe(call)
+            loop.call_soon_threadsafe(run if wait else call)
         except RuntimeError:
             log.debug("an answer had no reader")
+            return
+        if wait:
+            done.wait(wait)
 
 
 def check_base(fingerprint: str, adapter: Adapter) -> None:
