@@ -4,9 +4,9 @@ import tempfile
 import time
 
 import torch
-from bench_mixed import engine_rate, over
+from bench_mixed import engine_rate
 from bench_vllm import Worker
-from harness import summary
+from harness import over, summary
 
 from roadkit import models
 from roadkit.engine.engine import Engine

@@ -1,8 +1,8 @@
 """Interventions in a mixed batch: eight requests, each with its own subspaces of a block's output, beside plain decoding."""
 
 import torch
-from bench_mixed import engine_rate, over, prompts
-from harness import summary
+from bench_mixed import engine_rate, prompts
+from harness import over, summary, turns
 
 from roadkit import models
 from roadkit.adapter import Adapter
@@ -37,12 +37,7 @@ def run(rounds: int = 7, tokens: int = 48, batch: int = 8) -> dict:
         "registered": lambda: engine_rate(ours, requests(None)),
     }
     sides |= {where: lambda where=where: engine_rate(ours, requests(where)) for where in KINDS}
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(rounds + 1):
-        for name, side in sides.items():
-            rate = side()
-            if i:
-                rates[name].append(rate)
+    rates = turns(sides, rounds=rounds)
     ratios = {f"{name}_over_plain": over(rates, name, "plain") for name in sides if name != "plain"}
     return {"tokens_per_second": {name: summary(values) for name, values in rates.items()}, **ratios}
 

@@ -6,8 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench_mixed import over
-from harness import summary
+from harness import over, summary
 
 from roadkit import models, train
 from roadkit.train import Recipe

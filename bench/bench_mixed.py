@@ -1,11 +1,10 @@
 """Decoding with a different adapter for every request, beside the plain model and beside PEFT's mixed batches."""
 
-import statistics
 import time
 
 import torch
 from bench_load import random_adapter
-from harness import summary
+from harness import over, summary, turns
 from peft import LoraConfig, RoadConfig, get_peft_model
 
 from roadkit import models
@@ -28,12 +27,7 @@ def run(rounds: int = 5, peers: bool = True, batch_sizes: tuple[int, ...] = (1, 
         sides[f"plain_{count}"] = lambda unnamed=unnamed: engine_rate(plain, unnamed)
         sides[f"mixed_{count}"] = lambda named=named: engine_rate(ours, named)
         sides[f"base_beside_adapters_{count}"] = lambda unnamed=unnamed: engine_rate(ours, unnamed)
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(rounds + 1):
-        for name, side in sides.items():
-            rate = side()
-            if i:
-                rates[name].append(rate)
+    rates = turns(sides, rounds=rounds)
     figures: dict = {}
     for count in batch_sizes:
         for kind in ("mixed", "base_beside_adapters"):
@@ -42,12 +36,7 @@ def run(rounds: int = 5, peers: bool = True, batch_sizes: tuple[int, ...] = (1, 
         del plain
         peer_sides = peft_sides(base)
         peer_sides["roadkit mixed_8"] = lambda: engine_rate(ours, requests(8, adapters=True, tokens=PEER_TOKENS))
-        peer_rates: dict[str, list[float]] = {name: [] for name in peer_sides}
-        for i in range(max(3, rounds // 2) + 1):
-            for name, side in peer_sides.items():
-                rate = side()
-                if i:
-                    peer_rates[name].append(rate)
+        peer_rates = turns(peer_sides, rounds=max(3, rounds // 2))
         for peer in ("peft road mixed_8", "peft lora mixed_8", "transformers generate_8"):
             figures[f"ours_over_{peer.replace(' ', '_')}"] = over(peer_rates, "roadkit mixed_8", peer)
         rates |= peer_rates
@@ -71,10 +60,6 @@ def engine_rate(engine: Engine, asked: list[Request]) -> float:
     answers = engine.generate(asked)
     assert all(len(answer.token_ids) == request.max_tokens for answer, request in zip(answers, asked, strict=True))
     return sum(request.max_tokens for request in asked) / (time.perf_counter() - start)
-
-
-def over(rates: dict[str, list[float]], one: str, other: str) -> float:
-    return round(statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True)), 3)
 
 
 def peft_sides(model) -> dict:

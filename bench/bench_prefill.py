@@ -5,8 +5,7 @@ import sys
 import time
 
 import torch
-from bench_mixed import over
-from harness import summary
+from harness import over, summary
 
 from roadkit import models
 from roadkit.engine.engine import Engine

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from bench_load import random_adapter
-from bench_mixed import over, prompts
-from harness import summary
+from bench_mixed import prompts
+from harness import over, summary
 from serve_churn import churn
 from serve_client import ask, open_loop, served
 

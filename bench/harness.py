@@ -1,7 +1,8 @@
 """How every benchmark measures: the sides in turn, round after round, so that a drifting machine hits all alike.
 
-rows = measure({"ours": f, "peer": g}, rounds=7)      # {"ours": {"median": …, "min": …, "max": …}, …}
+rows = measure({"ours": f, "peer": g}, rounds=7)      # seconds: {"ours": {"median": …, "min": …, "max": …}, …}
 report({"rows": rows, "ratio": ratio(rows, "peer", "ours")})
+rates = turns({"ours": f, "peer": g}, rounds=7)       # what f and g return: {"ours": […], …}
 """
 
 from __future__ import annotations
@@ -27,14 +28,30 @@ def measure(sides: dict[str, Callable[[], object]], *, rounds: int, repeat: int 
     return {name: summary(values) for name, values in seconds.items()}
 
 
+def turns(sides: dict[str, Callable[[], float]], *, rounds: int) -> dict[str, list[float]]:
+    """What each side returns (tokens per second, say), in turn, round after round; a first round warms up."""
+    values: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(rounds + 1):
+        for name, side in sides.items():
+            value = side()
+            if i:
+                values[name].append(value)
+    return values
+
+
+def over(values: dict[str, list[float]], one: str, other: str) -> float:
+    """The median over rounds of one/other, each pair measured in the same round."""
+    return round(statistics.median(a / b for a, b in zip(values[one], values[other], strict=True)), 3)
+
+
 def summary(values: list[float]) -> dict[str, float]:
     """Median, minimum, maximum, and the values in order of measurement, for ratios round by round."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "values": values}  # type: ignore[dict-item]
 
 
-def ratio(rows: dict, over: str, under: str) -> float:
-    """The median over rounds of over/under, each pair measured in the same round."""
-    return round(statistics.median(a / b for a, b in zip(rows[over]["values"], rows[under]["values"], strict=True)), 3)
+def ratio(rows: dict, one: str, other: str) -> float:
+    """`over` of what `measure` returned."""
+    return over({name: row["values"] for name, row in rows.items()}, one, other)
 
 
 def machine() -> dict[str, object]:
