@@ -60,6 +60,12 @@ def test_broken_files_are_named(make_intervention, tmp_path):
     with broken(sites=["model.layers.7"]) as error:
         Intervention.load(tmp_path / "tasks")
     assert "tensor" in str(error.value)
+    with broken(subspaces={"one": [[0, 32]] * 9}) as error:
+        Intervention.load(tmp_path / "tasks")
+    assert "its ranges overlap" in str(error.value)
+    with broken(subspaces={f"s{i}": [[0, 32]] for i in range(300)}) as error:
+        Intervention.load(tmp_path / "tasks")
+    assert "subspaces" in str(error.value)
     with broken(colour="red") as error:
         Intervention.load(tmp_path / "tasks")
     assert "colour" in str(error.value)

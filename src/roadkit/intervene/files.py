@@ -29,6 +29,7 @@ from .subspace import Subspace
 
 CONFIG, WEIGHTS = FILES = "intervention.json", "intervention.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
+MAX_SUBSPACES = 256
 
 
 class _Config(BaseModel):
@@ -41,7 +42,7 @@ class _Config(BaseModel):
     group_size: int
     positions: str
     sites: list[str] = Field(min_length=1)
-    subspaces: dict[str, list[list[int]]]
+    subspaces: dict[str, list[list[int]]] = Field(max_length=MAX_SUBSPACES)
     chosen: list[list[int]] | None = None
     base_model: str = ""
     base_fingerprint: str = ""
@@ -159,5 +160,7 @@ def _subspace(ranges: list[list[int]], width: int, config: _Config) -> Subspace:
     for item in ranges:
         if len(item) != 2 or not 0 <= item[0] < item[1] <= width // 2:
             raise AdapterError(f"pairs {json.dumps(item)} are no range [first, last) within the {width // 2} pairs")
+    if sum(last - first for first, last in ranges) > width // 2:
+        raise AdapterError(f"a subspace names more pairs than the {width // 2} there are: its ranges overlap")
     numbers = [pair for first, last in ranges for pair in range(first, last)]
     return Subspace.of(width, numbers, group_size=config.group_size)
