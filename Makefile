@@ -15,7 +15,7 @@ test: setup-dev  ## what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
-	$(BIN)/python -m pytest --ignore=tests/vllm $(ARGS)
+	$(BIN)/python -m pytest --ignore=tests/vllm -m "not browser" $(ARGS)
 
 test-vllm: .venv/.roadkit-setup-vllm  ## the vLLM plugin, on vLLM's CPU build
 	$(BIN)/python -m pytest -m vllm tests/vllm $(ARGS)
