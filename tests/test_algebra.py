@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import random_parameters
-from roadkit import algebra, modules, rotation
+from roadkit import algebra, models, modules, rotation
 from roadkit.adapter import Adapter
 from roadkit.errors import AdapterError, AlgebraError
 
@@ -64,6 +64,23 @@ def test_composed_is_applied_in_turn_on_a_model(variant, tiny_llama, random_adap
         removed = model(ids).logits
     with modules.attached(model, b):
         torch.testing.assert_close(model(ids).logits, removed, rtol=0, atol=2e-3)
+
+
+@pytest.mark.model
+@torch.no_grad()
+def test_composed_is_applied_in_turn_on_smollm2(random_adapter):
+    model, tokenizer = models.load_causal("smollm2"), models.load_tokenizer("smollm2")
+    ids = tokenizer("The lighthouse keeper counts the ships that pass.", return_tensors="pt")["input_ids"]
+    a, b = (random_adapter(model, seed, layers=("q_proj", "down_proj"), group_size=64) ** 0.05 for seed in (1, 2))
+    plain = model(ids).logits
+    with modules.attached(model, a), modules.attached(model, b):
+        in_turn = model(ids).logits
+    with modules.attached(model, a.then(b)):
+        composed = model(ids).logits
+    assert float((in_turn - plain).abs().max()) > 0.5
+    torch.testing.assert_close(composed, in_turn, rtol=0, atol=2e-4 * float(plain.abs().max()))
+    with modules.attached(model, a), modules.attached(model, a.inverse()):
+        torch.testing.assert_close(model(ids).logits, plain, rtol=0, atol=2e-4 * float(plain.abs().max()))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
