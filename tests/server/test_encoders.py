@@ -66,6 +66,9 @@ def test_embeddings_are_the_models_own(serve, tiny_tokenizer, close):
         close(answers["tiny"], torch.stack([alone(text) for text in TEXTS]))
         with attached(model, adapter):
             close(answers["mine"], torch.stack([alone(text) for text in TEXTS]))
+        page, tokens = (await http.get("/metrics")).text, sum(len(tiny_tokenizer(text)["input_ids"]) for text in TEXTS)
+        assert f'roadkit_prompt_tokens_total{{adapter="tiny",tenant="local"}} {float(tokens)}' in page
+        assert 'roadkit_answers_total{adapter="mine",tenant="local"} 6.0' in page
         assert (await http.post("/v1/embeddings", json={"model": "no", "input": "x"})).status_code == 404
         assert (await http.post("/v1/embeddings", json={"model": "tiny", "input": []})).status_code == 400
         assert (await http.post("/v1/embeddings", json={"model": "tiny", "input": "x" * 2000})).status_code == 400

@@ -19,6 +19,7 @@ from ..errors import RoadkitError
 from .auth import Key
 from .encoder import EncoderEngine, EncoderJob
 from .errors import ApiError, from_roadkit
+from .metrics import label_of
 from .residents import Lease
 from .schema import Body, Many, Text, TokenId
 from .service import Service
@@ -113,6 +114,7 @@ async def _encode(
         failed = next((one for one in results if isinstance(one, BaseException)), None)
         if failed is not None:
             raise failed
+        service.metrics.encoded(tenant=key.tenant, adapter=label_of(body.model), texts=len(texts), tokens=used)
         return [one for one in results if not isinstance(one, BaseException)], used
     except RoadkitError as error:
         raise from_roadkit(error, param="input") from None

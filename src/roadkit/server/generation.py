@@ -22,6 +22,7 @@ from ..engine.request import Chunk, Completion, Message, Request
 from ..errors import RoadkitError
 from .auth import Key
 from .errors import ApiError, from_roadkit
+from .metrics import label_of
 from .protocol import Job, Mailbox
 from .residents import Lease
 from .schema import Sampling
@@ -193,8 +194,7 @@ class Generation:
         job = self.jobs[index]
         self.service.jobs.discard(job)
         self.completions[index] = completion
-        is_name = not self.model.startswith("-") and "*" not in self.model and " " not in self.model
-        adapter = self.model if is_name else "(composed)"
+        adapter = label_of(self.model)
         self.service.metrics.finished(tenant=self.key.tenant, adapter=adapter, job=job, completion=completion)
         self._give_back()
 

@@ -15,6 +15,12 @@ MAX_LABELS = 100  # tenants, and pairs of a tenant and an adapter
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
+def label_of(model: str) -> str:
+    """What an expression is counted under: an adapter's name, or '(composed)'."""
+    is_name = not model.startswith("-") and "*" not in model and " " not in model
+    return model if is_name else "(composed)"
+
+
 class Metrics:
     """The server's counters, in a registry of their own (two servers in one process do not collide)."""
 
@@ -65,6 +71,12 @@ class Metrics:
             self.first_token.labels(*labels).observe(job.first - job.arrived)
             if job.finished is not None and generated > 1:
                 self.per_token.labels(*labels).observe((job.finished - job.first) / (generated - 1))
+
+    def encoded(self, *, tenant: str, adapter: str, texts: int, tokens: int) -> None:
+        """Count one request to an encoder."""
+        labels = self.bounded(tenant, adapter)
+        self.prompt_tokens.labels(*labels).inc(tokens)
+        self.answers.labels(*labels).inc(texts)
 
     def page(self, stats: Stats, *, registered: int, resident: int) -> bytes:
         """The text that Prometheus reads."""
