@@ -46,6 +46,9 @@ static inline bf16 narrow_bf16(float x) {  // round to nearest even; NaN stays N
     return (bf16){(uint16_t)((word + 0x7fff + ((word >> 16) & 1)) >> 16)};
 }
 
+// Are `n` elements worth a second thread? Below, waking it costs more than it saves.
+static inline int worth(int num_threads, ptrdiff_t n) { return num_threads > 1 && n >= 32768; }
+
 // ---- rotation -------------------------------------------------------------------------------------------------
 
 // z = a*h + b*swap(h) over `n` outputs that hold whole groups of g; z may be h.
@@ -142,7 +145,7 @@ static void rotate_row(const float *h, float *z, const Rotations *r, int64_t slo
                             ptrdiff_t h_stride, const Rotations *r, int num_threads) {                                \
         const ptrdiff_t bad = bad_row(r, rows, num_rows);                                                             \
         if (bad) return bad;                                                                                          \
-        if (num_threads <= 1) { /* even a team of one costs a microsecond to gather */                                \
+        if (!worth(num_threads, num_rows * d)) { /* even a team of one costs a microsecond to gather */               \
             rotate_range_##T(h, z, rows, 0, num_rows, d, h_stride, r);                                                \
             return 0;                                                                                                 \
         }                                                                                                             \
@@ -157,9 +160,6 @@ typedef float f32;
 DEFINE_ROTATE(f32)
 DEFINE_ROTATE(bf16)
 DEFINE_ROTATE(f16)
-
-// Are `n` elements worth a second thread? Below, waking it costs more than it saves.
-static inline int worth(int num_threads, ptrdiff_t n) { return num_threads > 1 && n >= 32768; }
 
 // ---- RMS normalisation ------------------------------------------------------------------------------------------
 

@@ -24,7 +24,6 @@ log = logging.getLogger("roadkit.kernels")
 
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-_PARALLEL_FROM = 32768  # elements; below, waking a second thread costs more than it saves
 
 
 def rotate_rows(
@@ -134,9 +133,9 @@ def _rotate_native(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, d: int, sizes,
     if rows.dim() != h.dim() - 1 or rows.dtype is not torch.int64 or not rows.is_contiguous():
         rows = _flat_rows(rows.long(), h)
     size = h.numel()
-    threads = torch.get_num_threads() if size >= _PARALLEL_FROM else 1
     pointers = source.data_ptr(), z.data_ptr(), rows.data_ptr()
-    bad = _native_call(h.dtype)(*pointers, size // d, d, d, native_rotations(a, b, sizes), threads)
+    rotations = native_rotations(a, b, sizes)
+    bad = _native_call(h.dtype)(*pointers, size // d, d, d, rotations, torch.get_num_threads())
     if bad:
         raise _no_such_slot(int(rows.reshape(-1)[bad - 1]), a.shape[0])
     return z

@@ -10,6 +10,7 @@ from roadkit.engine.engine import Engine
 from roadkit.engine.request import Request
 from roadkit.errors import AdapterError
 from roadkit.intervene import Intervention, Positions, Subspace
+from roadkit.server.residents import Residents
 from roadkit.server.worker import rotating
 
 PROMPT = "the quick brown fox jumps over the lazy dog"
@@ -69,6 +70,24 @@ def test_requests_intervene_as_in_the_engine(folders, local, made, tiny_llama, t
             return [body["choices"][0]["text"] for _, body in answers]
 
     assert asyncio.run(ask()) == wanted
+
+
+def test_an_expression_is_checked_once(folders, local, made, monkeypatch):
+    composed, compose = [], Residents._compose
+
+    def spy(self, factors, singles, terms):
+        composed.append([factor.name for factor in factors])
+        return compose(self, factors, singles, terms)
+
+    monkeypatch.setattr(Residents, "_compose", spy)
+
+    async def ask() -> list[int]:
+        async with local(adapters=[str(folders[0])]) as (_, http):
+            names = ["tasks:one*0.5", "tasks:one*0.5", "tasks + steer", "tasks + steer", "tasks:one*0.5"]
+            return [(await complete(http, name))[0] for name in names]
+
+    assert asyncio.run(ask()) == [200, 200, 400, 400, 200]
+    assert composed == [["tasks:one"], ["tasks", "steer"], ["tasks", "steer"]], "what is refused is refused again"
 
 
 @pytest.mark.parametrize(

@@ -87,44 +87,55 @@ def pilot(
     _done(found, left, json)
 
 
-def commonsense(
-    ledger: Path = ledger_option,
-    data: Path = data_option,
-    scale: str = scale_option,
-    model: str | None = model_option,
-    methods: str = methods_option,
-    tasks: str = tasks_option,
-    rows: int | None = rows_option,
-    questions: int | None = typer.Option(None, help="Questions of each task in place of the scale's."),
-    epochs: int | None = epochs_option,
-    seed: int = seed_option,
-    budget: float | None = budget_option,
-    json: bool = json_option,
-) -> None:
-    """Eight commonsense tasks, one model for all, answers scored as LLM-Adapters does."""
-    changes = {"model": model, "rows": rows, "questions": questions, "epochs": epochs}
-    _reason("commonsense", ledger, data, scale, changes, methods, tasks, seed, budget, json)
+def _suite(name: str, text: str, *, new_tokens: int | None = None, full_epochs: int | None = None) -> Any:
+    """The command of a suite of `reasoning`: new_tokens and full_epochs are its own in place of the scale's."""
+
+    def command(
+        ledger: Path = ledger_option,
+        data: Path = data_option,
+        scale: str = scale_option,
+        model: str | None = model_option,
+        methods: str = methods_option,
+        tasks: str = tasks_option,
+        rows: int | None = rows_option,
+        questions: int | None = typer.Option(None, help="Questions of each task in place of the scale's."),
+        new_tokens: int | None = typer.Option(new_tokens, help="Tokens an answer at most, in place of the scale's."),
+        epochs: int | None = epochs_option,
+        seed: int = seed_option,
+        budget: float | None = budget_option,
+        json: bool = json_option,
+    ) -> None:
+        from ..experiments import decoders, reasoning
+        from ..experiments.ledger import Ledger
+
+        own = full_epochs if scale == "full" and epochs is None else epochs
+        changes = {"model": model, "rows": rows, "questions": questions, "epochs": own, "new_tokens": new_tokens}
+        settings = _settings(scale, decoders.Settings(), decoders.FULL, **changes)
+        found = Ledger(ledger)
+        left = reasoning.run(
+            name,
+            settings,
+            found,
+            data=data,
+            methods=_list(methods, reasoning.METHODS_RUN),
+            tasks=_list(tasks, ()),
+            seed=seed,
+            budget=budget,
+            progress=_say(json),
+        )
+        _done(found, left, json)
+
+    command.__name__, command.__doc__ = name, text
+    return command
 
 
-def arithmetic(
-    ledger: Path = ledger_option,
-    data: Path = data_option,
-    scale: str = scale_option,
-    model: str | None = model_option,
-    methods: str = methods_option,
-    tasks: str = tasks_option,
-    rows: int | None = rows_option,
-    questions: int | None = typer.Option(None, help="Questions of each task in place of the scale's."),
-    new_tokens: int = typer.Option(128, help="Tokens an answer at most."),
-    epochs: int | None = epochs_option,
-    seed: int = seed_option,
-    budget: float | None = budget_option,
-    json: bool = json_option,
-) -> None:
-    """AQuA, GSM8K, MAWPS and SVAMP, answers scored as LLM-Adapters does (its Math10K holds rows that MAWPS tests)."""
-    default = 12 if scale == "full" and epochs is None else epochs
-    changes = {"model": model, "rows": rows, "questions": questions, "epochs": default, "new_tokens": new_tokens}
-    _reason("arithmetic", ledger, data, scale, changes, methods, tasks, seed, budget, json)
+commonsense = _suite("commonsense", "Eight commonsense tasks, one model for all, answers scored as LLM-Adapters does.")
+arithmetic = _suite(
+    "arithmetic",
+    "AQuA, GSM8K, MAWPS and SVAMP, answers scored as LLM-Adapters does (its Math10K holds rows that MAWPS tests).",
+    new_tokens=128,
+    full_epochs=12,
+)
 
 
 def instruct(
@@ -192,26 +203,6 @@ def efficiency(
 
 
 COMMANDS = (pilot, glue, commonsense, arithmetic, instruct, multimodal, efficiency)
-
-
-def _reason(suite, ledger, data, scale, changes, methods, tasks, seed, budget, json) -> None:
-    from ..experiments import decoders, reasoning
-    from ..experiments.ledger import Ledger
-
-    settings = _settings(scale, decoders.Settings(), decoders.FULL, **changes)
-    found = Ledger(ledger)
-    left = reasoning.run(
-        suite,
-        settings,
-        found,
-        data=data,
-        methods=_list(methods, reasoning.METHODS_RUN),
-        tasks=_list(tasks, ()),
-        seed=seed,
-        budget=budget,
-        progress=_say(json),
-    )
-    _done(found, left, json)
 
 
 def _settings(scale: str, small: Any, full: Any, **changes: Any) -> Any:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import queue
 import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from .request import Chunk, Completion, FinishReason, Message, Request
 from .runner import Runner, Scored
 from .sampler import sample, token_logprobs
 from .scheduler import Scheduler
+from .stream import Stream
 from .text import Detokenizer
 
 log = logging.getLogger("roadkit.engine")
@@ -205,6 +205,11 @@ class Engine:
                 return True
             return True
 
+    def cancel(self, sequence: scheduling.Sequence) -> None:
+        """Stop a request now; its row and pages are free for the next step. No effect once it has finished."""
+        with self._lock:
+            self._finish(sequence, "cancelled")
+
     # ---- inside -------------------------------------------------------------------------------------------------
 
     def _acquire(self, sequence: scheduling.Sequence) -> Row:
@@ -339,36 +344,6 @@ class Engine:
         )
         logprobs = sequence.logprobs[-num_new:] if num_new else []
         sequence.emit(Chunk(text, generated[len(generated) - num_new :], logprobs, completion))
-
-
-class Stream:
-    """A submitted request: iterate over its chunks, wait for its `result`, or `cancel` it."""
-
-    def __init__(self, engine: Engine, sequence: scheduling.Sequence):
-        self._engine, self._sequence = engine, sequence
-        self._chunks: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
-        self._completion: Completion | None = None
-        sequence.emit = self._chunks.put
-
-    def __iter__(self) -> Iterator[Chunk]:
-        while self._completion is None:
-            while self._chunks.empty():
-                self._engine.step()
-            chunk = self._chunks.get()
-            self._completion = chunk.completion
-            yield chunk
-
-    def result(self) -> Completion:
-        """Wait for the whole answer."""
-        for _ in self:
-            pass
-        assert self._completion is not None, "a stream ended without its completion"
-        return self._completion
-
-    def cancel(self) -> None:
-        """Stop the request now; its row and pages are free for the next step. No effect once it has finished."""
-        with self._engine._lock:
-            self._engine._finish(self._sequence, "cancelled")
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:

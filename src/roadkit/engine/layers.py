@@ -38,8 +38,8 @@ class FusedLayer:
         self.step, self.plain, self.linears = step, module.forward, linears
         self.parts = [part for part in module.modules() if part is not module]
         attention: Any = module.get_submodule("self_attn")
-        self.index, self.head_dim, self.window = attention.layer_idx, attention.head_dim, window_of(attention)
-        self.num_heads, self.num_kv_heads = (linears[name].num_outputs // self.head_dim for name in ("q", "k"))
+        self.index, self.window = attention.layer_idx, window_of(attention)
+        num_heads, num_kv_heads = (linears[name].num_outputs // attention.head_dim for name in ("q", "k"))
         self.norms: list[Any] = [
             module.get_submodule(name).forward for name, kind in _PARTS.items() if kind is FusedNorm
         ]
@@ -51,9 +51,9 @@ class FusedLayer:
             mlp_norm=before_mlp.weight.data_ptr(),
             mlp_eps=before_mlp.eps,
             scale=attention.scaling,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=attention.head_dim,
         )
         self._rotations: dict[str, native.Rotations | None] = dict.fromkeys(linears)
         library = native.load()
@@ -81,7 +81,7 @@ class FusedLayer:
     def _bind(self) -> int | None:
         """Point at the cache and at the rotations as they are now; the address of the step's bank rows."""
         if not self.native.keys:
-            cache = self.step.cache.layer(self.index, self.num_kv_heads, self.head_dim, torch.float32)
+            cache = self.step.cache.layer(self.index, self.native.num_kv_heads, self.native.head_dim, torch.float32)
             self.native.keys, self.native.values = (pool.data_ptr() for pool in cache)
         rows = None
         for name, linear in self.linears.items():
@@ -122,7 +122,7 @@ def _same(module: nn.Module, fused: FusedLayer, step: Step) -> bool:
     """Does the fused layer reproduce the plain one for a third token, on a page that nobody reads?"""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 1, fused.linears["q"].num_inputs, generator=generator)
-    angles = 3 * torch.randn(1, 1, fused.head_dim // 2, generator=generator).repeat(1, 1, 2)
+    angles = 3 * torch.randn(1, 1, fused.native.head_dim // 2, generator=generator).repeat(1, 1, 2)
     position = (angles.cos(), angles.sin())
     step.begin([Span(start=0, count=1, context=2, pages=[step.cache.spare_page])])
     expected, actual = module(x, position_embeddings=position), fused(x, position_embeddings=position)

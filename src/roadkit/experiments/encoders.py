@@ -120,7 +120,11 @@ class EncoderData:
             gold.append(batch.pop("labels"))
             device = next(model.parameters()).device
             logits.append(model(**{key: value.to(device) for key, value in batch.items()}).logits.float().cpu())
-        scores, labels = torch.cat(logits), torch.cat(gold)
-        if self.metric in ("pearson", "spearman"):
-            return regression_metrics(scores.squeeze(-1).numpy(), labels.float().numpy())[self.metric]
-        return classification_metrics(scores.argmax(-1).numpy(), labels.numpy())[self.metric]
+        return metric_of(self.metric, torch.cat(logits), torch.cat(gold))
+
+
+def metric_of(metric: str, logits: Tensor, labels: Tensor) -> float:
+    """One metric of logits [n, labels], or [n, 1] of a regression."""
+    if metric in ("pearson", "spearman"):
+        return regression_metrics(logits.squeeze(-1).numpy(), labels.float().numpy())[metric]
+    return classification_metrics(logits.argmax(-1).numpy(), labels.numpy())[metric]

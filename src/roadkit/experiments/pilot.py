@@ -21,8 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from ..analysis.disentanglement import PARTS, Part, Probe
 from ..analysis.displacement import cls_states, displacement, distribution
-from ..train.metrics import classification_metrics, regression_metrics
-from .encoders import EncoderData, Rows, Settings
+from .encoders import EncoderData, Rows, Settings, metric_of
 from .jobs import Job, log, run_jobs
 from .ledger import Ledger
 from .methods import METHODS, find
@@ -152,7 +151,4 @@ def _probe(
 
 @torch.no_grad()
 def _score(probe: Probe, metric: str, x: Tensor, labels: Tensor) -> float:
-    logits = probe(x)["logits"]
-    if metric == "pearson":
-        return regression_metrics(logits.squeeze(-1).numpy(), labels.float().numpy())[metric]
-    return classification_metrics(logits.argmax(-1).numpy(), labels.numpy())[metric]
+    return metric_of(metric, probe(x)["logits"], labels)

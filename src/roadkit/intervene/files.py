@@ -50,7 +50,7 @@ class _Config(BaseModel):
 
 def is_intervention(path: str | os.PathLike) -> bool:
     """Does the folder hold an intervention?"""
-    return (Path(path) / CONFIG).is_file()
+    return os.path.isfile(Path(path) / CONFIG)
 
 
 def is_config(data: bytes) -> bool:

@@ -18,8 +18,9 @@ from typing import Any
 
 from .. import models
 from ..adapter import Adapter
-from ..engine.engine import Engine, Stream
+from ..engine.engine import Engine
 from ..engine.request import Chunk, Message, Request
+from ..engine.stream import Stream
 from ..errors import AdapterError
 from ..expression import Term
 from ..intervene.intervention import Intervention

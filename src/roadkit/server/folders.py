@@ -130,7 +130,8 @@ class Folders:
 
 def _files(folder: str | Path) -> tuple[str, str] | None:
     """The names of the two files in a folder that holds an adapter or an intervention."""
-    return next((names for names in (store.FILES, interventions.FILES) if (Path(folder) / names[0]).is_file()), None)
+    found = (names for names in (store.FILES, interventions.FILES) if os.path.isfile(Path(folder) / names[0]))
+    return next(found, None)  # isfile() is False, too, where the folder may not be read
 
 
 def _signature(source: str) -> Signature:

@@ -35,6 +35,8 @@ from .protocol import Backend
 
 log = logging.getLogger("roadkit.server")
 
+MAX_SOUND = 4096
+
 
 class Factor(NamedTuple):
     """One term of an expression: a version of an adapter, or a subspace (`part`) of one that intervenes."""
@@ -53,7 +55,7 @@ class Lease:
     """A composition in memory and who uses it."""
 
     name: str
-    adapter: Adapter | Intervention
+    adapter: Adapter | Intervention  # of several `parts` the first
     version: str = ""  # SHA-256 of the files, '' for a composition
     users: int = 0
     terms: tuple[Term, ...] = ()
@@ -69,6 +71,7 @@ class Residents:
         self._lock = threading.Lock()  # held for a look-up at most: the event loop takes it too
         self._building = threading.Lock()  # held while something is read or composed
         self._pinned: dict[tuple[str, str], Lease] = {}
+        self._sound: OrderedDict[str, None] = OrderedDict()  # expressions that intervene and were composed once
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -91,7 +94,8 @@ class Residents:
                 for lease, factor in zip(singles, factors, strict=True)
             )
             if any(isinstance(lease.adapter, Intervention) for lease in singles):
-                lease = Lease("", self._compose(factors, singles, terms), terms=terms, parts=tuple(singles))
+                self._check_sound(factors, singles, terms)
+                lease = Lease("", singles[0].adapter, terms=terms, parts=tuple(singles))
                 singles.clear()  # held until the lease is released
                 return lease
             return self._composition(factors, singles, terms)
@@ -170,6 +174,15 @@ class Residents:
             if (lease := self._hold(name)) is not None:
                 return lease
             return self._add(name, self._compose(factors, singles, terms))
+
+    def _check_sound(self, factors: Sequence[Factor], singles: Sequence[Lease], terms: tuple[Term, ...]) -> None:
+        """Raise what composing them would raise; once for each expression, whose names never change their meaning."""
+        key = expression.canonical(terms)
+        if key not in self._sound:
+            self._compose(factors, singles, terms)
+            self._sound[key] = None
+            while len(self._sound) > MAX_SOUND:
+                self._sound.popitem(last=False)
 
     def _compose(self, factors: Sequence[Factor], singles: Sequence[Lease], terms: tuple[Term, ...]) -> Adapter:
         """All rotations as one. Raises `RoadkitError` in the client's names, not ours."""
