@@ -20,6 +20,9 @@ methods_option = typer.Option("", help="Methods, separated by commas; empty: all
 tasks_option = typer.Option("", help="Tasks, separated by commas; empty: all of the experiment.")
 rows_option = typer.Option(None, help="Training rows in place of the scale's.")
 epochs_option = typer.Option(None, help="Epochs in place of the scale's.")
+validation_option = typer.Option(None, help="Validation rows in place of the scale's.")
+test_option = typer.Option(None, help="Test rows in place of the scale's.")
+bf16_option = typer.Option(False, help="16-bit arithmetic in training and scoring.")
 seed_option = typer.Option(0, help="Of the rows drawn, their order and new weights.")
 budget_option = typer.Option(None, help="Processor minutes; runs that do not fit are left for the next call.")
 json_option = typer.Option(False, "--json", help="Print one JSON object as the last line.")
@@ -35,8 +38,12 @@ def glue(
     rows: int | None = rows_option,
     epochs: int | None = epochs_option,
     batch_size: int | None = typer.Option(None, help="Rows a step in place of the scale's."),
+    validation: int | None = validation_option,
+    test: int | None = test_option,
+    bf16: bool = bf16_option,
     seeds: int = typer.Option(1, min=1, help="The first searches learning rates, further ones rerun the best."),
     rates: int = typer.Option(4, min=1, max=4, help="Learning rates tried, the same number for every method."),
+    search_epochs: int | None = typer.Option(None, help="Epochs of the runs that choose a learning rate; as --epochs."),
     budget: float | None = budget_option,
     json: bool = json_option,
 ) -> None:
@@ -45,8 +52,10 @@ def glue(
     from ..experiments.ledger import Ledger
     from ..experiments.methods import METHODS
 
-    changes = {"model": model, "rows": rows, "epochs": epochs, "batch_size": batch_size}
-    settings = _settings(scale, encoders.Settings(), encoders.FULL, **changes)
+    settings = _settings(
+        scale, encoders.Settings(), encoders.FULL, model=model, rows=rows, epochs=epochs, batch_size=batch_size,
+        validation=validation, test=test, bf16=bf16, search_epochs=search_epochs,
+    )  # fmt: skip
     found = Ledger(ledger)
     left = glue.run(
         settings,
@@ -71,6 +80,9 @@ def pilot(
     tasks: str = tasks_option,
     rows: int | None = rows_option,
     epochs: int | None = epochs_option,
+    validation: int | None = validation_option,
+    test: int | None = test_option,
+    bf16: bool = bf16_option,
     seed: int = seed_option,
     budget: float | None = budget_option,
     json: bool = json_option,
@@ -79,7 +91,10 @@ def pilot(
     from ..experiments import encoders, pilot
     from ..experiments.ledger import Ledger
 
-    settings = _settings(scale, encoders.Settings(), encoders.FULL, model=model, rows=rows, epochs=epochs)
+    settings = _settings(
+        scale, encoders.Settings(), encoders.FULL, model=model, rows=rows, epochs=epochs,
+        validation=validation, test=test, bf16=bf16,
+    )  # fmt: skip
     found, source = Ledger(ledger), _source(scale, data)
     options: dict[str, Any] = {"data": source, "seed": seed, "budget": budget, "progress": _say(json)}
     left = pilot.displacements(settings, found, methods=_list(methods, pilot.MOVED), **options)

@@ -31,6 +31,8 @@ class Settings:
     """What the runs of one experiment share.
 
     rows, validation, test  rows drawn of each part; None takes all
+    bf16                    16-bit autocast; weights stay float32, whatever the method
+    search_epochs           of the runs that choose a learning rate; None: as many as the others
     """
 
     scale: str = "small"
@@ -42,6 +44,8 @@ class Settings:
     batch_size: int = 16
     max_length: int = 64
     group_size: int = 64
+    bf16: bool = False
+    search_epochs: int | None = None
 
 
 FULL = Settings("full", "FacebookAI/roberta-base", None, None, None, 20, 32, 128, 2)  # §C.1; group size 2: neighbours
@@ -55,6 +59,7 @@ class EncoderData:
     prepared: Prepared
     validation: Rows
     test: Rows
+    bf16: bool
 
     @classmethod
     def load(cls, task: str, settings: Settings, *, data: Path | None, seed: int) -> EncoderData:
@@ -87,7 +92,7 @@ class EncoderData:
             ).examples
             for part, count in ((validation, settings.validation), (test, settings.test))
         ]  # fmt: skip
-        return cls(task, prepared, *parts)
+        return cls(task, prepared, *parts, settings.bf16)
 
     @property
     def metric(self) -> str:
@@ -97,10 +102,12 @@ class EncoderData:
         """The base model with a new head that depends on the seed alone."""
         return load_base(self.prepared)
 
-    def fit(self, model: Any, method: str, learning_rate: float) -> Fitted:
-        """Train in place; of the epochs the one best on validation is kept."""
+    def fit(self, model: Any, method: str, learning_rate: float, *, epochs: int | None = None) -> Fitted:
+        """Train in place, `epochs` in place of the settings'; of the epochs the one best on validation is kept."""
         with tempfile.TemporaryDirectory() as folder:
-            changes = {"learning_rate": learning_rate, "output": str(Path(folder) / "adapter")}
+            output = str(Path(folder) / "adapter")
+            changes = {"learning_rate": learning_rate, "output": output, "bf16": self.bf16}
+            changes |= {} if epochs is None else {"epochs": epochs}
             recipe = Recipe(**self.prepared.recipe.model_dump() | changes)
             return fit(
                 model, method, recipe, tokenizer=self.prepared.tokenizer,
@@ -119,7 +126,9 @@ class EncoderData:
         for batch in self.batches(rows):
             gold.append(batch.pop("labels"))
             device = next(model.parameters()).device
-            logits.append(model(**{key: value.to(device) for key, value in batch.items()}).logits.float().cpu())
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+                found = model(**{key: value.to(device) for key, value in batch.items()})
+            logits.append(found.logits.float().cpu())
         return metric_of(self.metric, torch.cat(logits), torch.cat(gold))
 
 

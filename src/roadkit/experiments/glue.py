@@ -2,13 +2,14 @@
 
     run(Settings(rows=400), Ledger(path), data=Path("../shared/data"), methods=["road_1", "lora"], budget=10)
 
-The first seed tries each learning rate; further seeds rerun the best. Test scores are in every row, but only that of
-the learning rate chosen on validation goes into a table.
+The first seed tries each learning rate, in shorter runs where `Settings.search_epochs` says so; the best on validation
+then runs with every seed. Test scores are in every row, but only those of the chosen rate go into a table.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def run(
     """Do the runs that the ledger lacks; → how many the budget left out.
 
     data        folder with glue/…, or None for the hub
-    num_rates   learning rates a method tries, the same number for all; those next to the middle come first
+    num_rates   learning rates a method tries, the same number for all (`Method.rates_at`)
     """
     for method in methods:
         find(method)
@@ -56,10 +57,11 @@ def recipe_of(settings: Settings, task: str, method: str, learning_rate: float) 
     }
 
 
-def rates_of(method: str, count: int) -> tuple[float, ...]:
-    """`count` of a method's learning rates, its second first: (b), (b, c), (b, c, a), (b, c, a, d)."""
-    a, b, c, d = find(method).rates
-    return (b, c, a, d)[:count]
+def searching(settings: Settings) -> Settings:
+    """The settings of the runs that choose a learning rate; runs without a search of their own are their own."""
+    if settings.search_epochs is None:
+        return settings
+    return dataclasses.replace(settings, epochs=settings.search_epochs, search_epochs=None)
 
 
 def _jobs(settings, ledger, data, tasks, methods, seeds, num_rates) -> Iterator[Job]:
@@ -71,25 +73,25 @@ def _jobs(settings, ledger, data, tasks, methods, seeds, num_rates) -> Iterator[
             loaded[task, seed] = EncoderData.load(task, settings, data=data, seed=seed)
         return loaded[task, seed]
 
-    def job(task: str, method: str, rate: float, seed: int) -> Job:
+    def job(given: Settings, task: str, method: str, rate: float, seed: int) -> Job:
         return Job(
-            f"{task}, {METHODS[method].label}, {rate:g}, seed {seed}",
-            recipe_of(settings, task, method, rate),
+            f"{task}, {METHODS[method].label}, {rate:g}, {given.epochs} epochs, seed {seed}",
+            recipe_of(given, task, method, rate),
             seed,
-            lambda: _compute(rows(task, seed), method, rate),
+            lambda: _compute(rows(task, seed), given.epochs, method, rate),
         )
 
+    search, runs = searching(settings), list(itertools.product(tasks, methods))
+    rates = {method: find(method).rates_at(settings.scale, num_rates) for method in methods}
     for number in range(num_rates):
-        for task in tasks:
-            for method in methods:
-                yield job(task, method, rates_of(method, num_rates)[number], 0)
-    for seed in range(1, seeds):
-        for task in tasks:
-            for method in methods:
-                recipes = [recipe_of(settings, task, method, rate) for rate in rates_of(method, num_rates)]
-                found = [row for recipe in recipes if (row := ledger.find(recipe, seed=0))]
-                if len(found) == num_rates:  # chosen only where the whole search is done
-                    yield job(task, method, best(found)["recipe"]["learning_rate"], seed)
+        for task, method in runs:
+            yield job(search, task, method, rates[method][number], 0)
+    for seed in range(seeds):
+        for task, method in runs:
+            recipes = [recipe_of(search, task, method, rate) for rate in rates[method]]
+            found = [row for recipe in recipes if (row := ledger.find(recipe, seed=0))]
+            if len(found) == num_rates:  # chosen only where the whole search is done
+                yield job(settings, task, method, best(found)["recipe"]["learning_rate"], seed)
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -97,8 +99,8 @@ def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return max(rows, key=lambda row: row["metrics"]["validation"])
 
 
-def _compute(data: EncoderData, method: str, learning_rate: float) -> dict[str, Any]:
-    fitted = data.fit(data.fresh(), method, learning_rate)
+def _compute(data: EncoderData, epochs: int, method: str, learning_rate: float) -> dict[str, Any]:
+    fitted = data.fit(data.fresh(), method, learning_rate, epochs=epochs)
     return {
         "metric": data.metric,
         "validation": fitted.validation[data.metric],

@@ -30,11 +30,18 @@ class Method:
     """label    as in tables
     rates       learning rates tried, in the paper's order of magnitude for RoAd (§C.1), a decade around the usual else
     tune        makes a model trainable, in place → the model to train
+    small       rates for the small scale's models and few steps; empty: the same
     """
 
     label: str
     rates: tuple[float, ...]
     tune: Tune
+    small: tuple[float, ...] = ()
+
+    def rates_at(self, scale: str, count: int) -> tuple[float, ...]:
+        """`count` of the scale's four rates a < b < c < d: (b), (b, c), (b, c, d), (b, c, d, a)."""
+        a, b, c, d = self.small if self.small and scale == "small" else self.rates
+        return (b, c, d, a)[:count]
 
 
 def find(name: str) -> Method:
@@ -120,18 +127,19 @@ def _only(keep: Callable[[str], bool]) -> Tune:
 
 
 ROAD_RATES = (1e-3, 3e-3, 5e-3, 7e-3)  # the paper's
+SCALING_RATES = (2e-3, 5e-3, 1e-2, 2e-2)  # small scale, for methods that multiply outputs
 METHODS: dict[str, Method] = {
-    "road_1": Method("RoAd1", ROAD_RATES, _road("road_1")),
-    "road_1_fc1": Method("RoAd1(fc1)", ROAD_RATES, _road("road_1", first_of_mlp=True)),
-    "road_2": Method("RoAd2", ROAD_RATES, _road("road_2")),
-    "road_4": Method("RoAd4", ROAD_RATES, _road("road_4")),
+    "road_1": Method("RoAd1", ROAD_RATES, _road("road_1"), SCALING_RATES),
+    "road_1_fc1": Method("RoAd1(fc1)", ROAD_RATES, _road("road_1", first_of_mlp=True), SCALING_RATES),
+    "road_2": Method("RoAd2", ROAD_RATES, _road("road_2"), SCALING_RATES),
+    "road_4": Method("RoAd4", ROAD_RATES, _road("road_4"), SCALING_RATES),
     "full": Method("full fine-tuning", (3e-5, 1e-4, 2e-4, 5e-4), _only(lambda name: True)),
     "lora": Method("LoRA r=8", (5e-4, 1e-3, 2e-3, 4e-3), _peft(_config("LoraConfig"), r=RANK, lora_alpha=2 * RANK)),
     "dora": Method(
         "DoRA r=8", (5e-4, 1e-3, 2e-3, 4e-3), _peft(_config("LoraConfig"), r=RANK, lora_alpha=2 * RANK, use_dora=True)
     ),
-    "ia3": Method("(IA)3", (1e-3, 3e-3, 5e-3, 1e-2), _peft(_ia3)),
-    "oft_2": Method("OFT block 2", ROAD_RATES, _peft(_config("OFTConfig"), oft_block_size=2, r=0)),
+    "ia3": Method("(IA)3", (1e-3, 3e-3, 5e-3, 1e-2), _peft(_ia3), SCALING_RATES),
+    "oft_2": Method("OFT block 2", ROAD_RATES, _peft(_config("OFTConfig"), oft_block_size=2, r=0), SCALING_RATES),
     "oft_16": Method("OFT block 16", (5e-4, 1e-3, 2e-3, 4e-3), _peft(_config("OFTConfig"), oft_block_size=16, r=0)),
     "boft": Method("BOFT block 4", (5e-4, 1e-3, 2e-3, 4e-3), _peft(_config("BOFTConfig"), boft_block_size=4)),
     "bitfit": Method("BitFit", (5e-4, 1e-3, 2e-3, 4e-3), _only(lambda name: name.endswith("bias"))),

@@ -64,7 +64,7 @@ def displacements(
 
     def jobs() -> Iterator[Job]:
         for method in methods:
-            rate = find(method).rates[1]
+            rate = find(method).rates_at(settings.scale, 1)[0]
             recipe = {
                 "experiment": "pilot1",
                 **dataclasses.asdict(settings),

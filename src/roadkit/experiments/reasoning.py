@@ -84,7 +84,7 @@ def run(
 
 def rate_of(method: str) -> float:
     """The learning rate that a method runs with; 0 for the base model."""
-    return 0.0 if method == BASE else RATES.get(method, find(method).rates[1])
+    return 0.0 if method == BASE else RATES.get(method, find(method).rates_at("full", 1)[0])
 
 
 def _jobs(suite, settings, data, methods, tasks, seed) -> Iterator[Job]:
