@@ -182,11 +182,10 @@ def power(a: Tensor, b: Tensor, exponent: float, group_size: int) -> tuple[Tenso
         general_a, general_b = _power_of_blocks(a, b, exponent, group_size)
         keep = _join(*[rotations.view(-1, group_size // 2)] * 2)
         out_a, out_b = torch.where(keep, out_a, general_a), torch.where(keep, out_b, general_b)
-    missing = torch.logical_or(*_members((out_a + out_b).isnan(), group_size)).reshape(-1)
-    if missing.any():
+    if (missing := (out_a + out_b).isnan()).any():
         raise AlgebraError(
             f"its block has no real power {exponent:g}, for an eigenvalue is zero or negative; integer powers exist",
-            pair=int(missing.nonzero()[0]),
+            pair=_first_pair(missing, group_size),
         )
     return out_a.to(a.dtype), out_b.to(b.dtype)
 
@@ -211,10 +210,10 @@ def logarithm(a: Tensor, b: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
         keep = _join(*[rotations.view(-1, group_size // 2)] * 2)
         out_a = torch.where(keep, _join(size, size), out_a)
         out_b = torch.where(keep, _join(-turn, turn), out_b)
-    missing = torch.logical_or(*_members((out_a + out_b).isnan(), group_size)).reshape(-1)
-    if missing.any():
+    if (missing := (out_a + out_b).isnan()).any():
         raise AlgebraError(
-            "its block has no real logarithm, for an eigenvalue is zero or negative", pair=int(missing.nonzero()[0])
+            "its block has no real logarithm, for an eigenvalue is zero or negative",
+            pair=_first_pair(missing, group_size),
         )
     return out_a, out_b
 
@@ -319,6 +318,11 @@ def _members(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """[d] → the first and the second member of every pair, each [groups, g/2]."""
     lo, hi = x.view(-1, 2, group_size // 2).unbind(1)
     return lo, hi
+
+
+def _first_pair(marked: Tensor, group_size: int) -> int:
+    """The first pair with a marked member, numbered group by group."""
+    return int(torch.logical_or(*_members(marked, group_size)).reshape(-1).nonzero()[0])
 
 
 def _join(lo: Tensor, hi: Tensor) -> Tensor:
