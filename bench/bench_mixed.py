@@ -62,22 +62,10 @@ def engine_rate(engine: Engine, asked: list[Request]) -> float:
     return sum(request.max_tokens for request in asked) / (time.perf_counter() - start)
 
 
-def peft_sides(model) -> dict:
+def peft_sides(model, tokens: int = PEER_TOKENS) -> dict:
     """PEFT's own mixed batches of eight adapters (`adapter_names`), RoAd and LoRA r=8, and the base's `generate`."""
-    tokenizer = models.load_tokenizer("smollm2")
-    tokenizer.padding_side = "left"
-    inputs = tokenizer(prompts(8), return_tensors="pt", padding=True)
-
-    def rate(target, **options) -> float:
-        start = time.perf_counter()
-        with torch.no_grad():
-            target.generate(
-                **inputs, max_new_tokens=PEER_TOKENS, min_new_tokens=PEER_TOKENS, do_sample=False, **options
-            )
-        return 8 * PEER_TOKENS / (time.perf_counter() - start)
-
     names = [f"a{i}" for i in range(8)]
-    sides = {"transformers generate_8": lambda: rate(model)}
+    sides = {"transformers generate_8": lambda: peft_rate(model, 8, tokens)}
     configs = {
         "road": lambda: RoadConfig(variant="road_1", target_modules="all-linear", init_weights=False),
         "lora": lambda: LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False),
@@ -87,5 +75,16 @@ def peft_sides(model) -> dict:
         for name in names[1:]:
             tuned.add_adapter(name, config())
         tuned.eval()
-        sides[f"peft {kind} mixed_8"] = lambda tuned=tuned: rate(tuned, adapter_names=names)
+        sides[f"peft {kind} mixed_8"] = lambda tuned=tuned: peft_rate(tuned, 8, tokens, adapter_names=names)
     return sides
+
+
+def peft_rate(model, count: int, tokens: int = PEER_TOKENS, **options) -> float:
+    """Tokens per second of transformers' `generate`, greedy, for `count` prompts; options go to it."""
+    tokenizer = models.load_tokenizer("smollm2")
+    tokenizer.padding_side = "left"
+    inputs = tokenizer(prompts(count), return_tensors="pt", padding=True)
+    start = time.perf_counter()
+    with torch.no_grad():
+        model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **options)
+    return count * tokens / (time.perf_counter() - start)

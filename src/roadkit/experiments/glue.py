@@ -95,8 +95,8 @@ def _jobs(settings, ledger, data, tasks, methods, seeds, num_rates) -> Iterator[
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The row with the best validation score; the first of equals."""
-    return max(rows, key=lambda row: row["metrics"]["validation"])
+    """The row with the best validation score, of equals (a classifier that has learnt nothing yet) the least loss."""
+    return max(rows, key=lambda row: (row["metrics"]["validation"], -row["metrics"].get("validation_loss", 0.0)))
 
 
 def _compute(data: EncoderData, epochs: int, method: str, learning_rate: float) -> dict[str, Any]:
@@ -104,6 +104,7 @@ def _compute(data: EncoderData, epochs: int, method: str, learning_rate: float) 
     return {
         "metric": data.metric,
         "validation": fitted.validation[data.metric],
+        "validation_loss": fitted.validation["loss"],
         "test": data.score(fitted.model, data.test),
         "trainable": fitted.trainable,
         "steps": fitted.steps,
