@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 
 import roadkit as rk
+from roadkit.analysis.geometry import load_checkpoints
 from roadkit.errors import RecipeError
 from roadkit.train import Recipe, run
 from roadkit.train.checkpoints import complete_checkpoints
@@ -131,6 +132,12 @@ def test_checkpoints_go_when_the_run_ends(make_recipe):
     recipe = make_recipe(save_steps=2)
     run(recipe)
     assert not recipe.run_dir.exists()
+
+
+def test_every_checkpoint_is_kept_for_a_trajectory(make_recipe):
+    recipe = make_recipe(save_steps=1, max_steps=4, keep_checkpoints=True)
+    run(recipe)
+    assert list(load_checkpoints(recipe.run_dir)) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"batch_size": 2, "gradient_accumulation": 2}])

@@ -116,6 +116,7 @@ def _suite(name: str, text: str, *, new_tokens: int | None = None, full_epochs: 
         questions: int | None = typer.Option(None, help="Questions of each task in place of the scale's."),
         new_tokens: int | None = typer.Option(new_tokens, help="Tokens an answer at most, in place of the scale's."),
         epochs: int | None = epochs_option,
+        bf16: bool = bf16_option,
         seed: int = seed_option,
         budget: float | None = budget_option,
         json: bool = json_option,
@@ -124,8 +125,10 @@ def _suite(name: str, text: str, *, new_tokens: int | None = None, full_epochs: 
         from ..experiments.ledger import Ledger
 
         own = full_epochs if scale == "full" and epochs is None else epochs
-        changes = {"model": model, "rows": rows, "questions": questions, "epochs": own, "new_tokens": new_tokens}
-        settings = _settings(scale, decoders.Settings(), decoders.FULL, **changes)
+        settings = _settings(
+            scale, decoders.Settings(), decoders.FULL, model=model, rows=rows, questions=questions, epochs=own,
+            new_tokens=new_tokens, bf16=bf16,
+        )  # fmt: skip
         found = Ledger(ledger)
         left = reasoning.run(
             name,
@@ -165,6 +168,7 @@ def instruct(
     questions: int | None = typer.Option(None, help="Prompts answered; at full scale all 805."),
     new_tokens: int = typer.Option(128, help="Tokens an answer at most."),
     epochs: int | None = epochs_option,
+    bf16: bool = bf16_option,
     seed: int = seed_option,
     budget: float | None = budget_option,
     json: bool = json_option,
@@ -173,8 +177,10 @@ def instruct(
     from ..experiments import decoders, instruction
     from ..experiments.ledger import Ledger
 
-    changes = {"model": model, "rows": rows, "questions": questions, "epochs": epochs, "new_tokens": new_tokens}
-    settings = _settings(scale, decoders.Settings(), decoders.FULL, **changes)
+    settings = _settings(
+        scale, decoders.Settings(), decoders.FULL, model=model, rows=rows, questions=questions, epochs=epochs,
+        new_tokens=new_tokens, bf16=bf16,
+    )  # fmt: skip
     found = Ledger(ledger)
     left = instruction.run(
         settings,

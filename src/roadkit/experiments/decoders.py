@@ -33,7 +33,11 @@ BASE, ADAPTER = "base", "tuned"  # the method that tunes nothing; an adapter's n
 
 @dataclass(frozen=True)
 class Settings:
-    """What the runs of one experiment share. rows: training rows; questions: of each task."""
+    """What the runs of one experiment share.
+
+    rows, questions   training rows; questions of each task
+    bf16              16-bit weights and autocast in training, 16-bit weights in the engine; adapters stay float32
+    """
 
     scale: str = "small"
     model: str = "smollm2"
@@ -44,6 +48,7 @@ class Settings:
     max_length: int = 256
     new_tokens: int = 8
     group_size: int = 64
+    bf16: bool = False
 
 
 FULL = Settings(
@@ -63,14 +68,15 @@ class Tuned:
     def train(cls, settings: Settings, method: str, learning_rate: float, table: Table, *, seed: int) -> Tuned:
         """Tune the base on rows of (instruction, output); `BASE` tunes nothing."""
         if method == BASE:
-            model, tokenizer = models.load_causal(settings.model), models.load_tokenizer(settings.model)
+            dtype = "bfloat16" if settings.bf16 else "float32"
+            model, tokenizer = models.load_causal(settings.model, dtype=dtype), models.load_tokenizer(settings.model)
             return cls(_engine(model, tokenizer, {}), None, {"trainable": 0})
         with tempfile.TemporaryDirectory() as folder:
             recipe = Recipe(
                 model=settings.model, data=table.origin, output=str(Path(folder) / "adapter"), format="alpaca",
                 chat_template=False, max_length=settings.max_length, group_size=settings.group_size,
                 learning_rate=learning_rate, epochs=settings.epochs, batch_size=settings.batch_size,
-                group_by_length=True, seed=seed,
+                group_by_length=True, bf16=settings.bf16, seed=seed,
             )  # fmt: skip
             prepared = prepare(recipe, table=table)
             return cls._train(method, prepared)

@@ -58,6 +58,7 @@ class Recipe(BaseModel):
     eval_data …           held-out rows: a file of its own, or a fraction of `data`; evaluated every eval_steps steps
                           and at the end; `best` then keeps the checkpoint that is best by this metric
     save_steps, resume    checkpoint every so many steps in `<output>.run`; resume continues from the last one
+    keep_checkpoints      keep every checkpoint, for `roadkit plot trajectory`; else the last two, until the run ends
     bf16                  16-bit base weights and autocast; the adapter stays float32
     """
 

@@ -239,7 +239,7 @@ def _arguments(recipe: Recipe, kind: type[TrainingArguments], use_cpu: bool, **m
         eval_steps=recipe.eval_steps,
         save_strategy="steps" if saves else "no",
         save_steps=saves or 500,
-        save_total_limit=2,  # a kill while one is written leaves the other
+        save_total_limit=None if recipe.keep_checkpoints else 2,  # a kill while one is written leaves the other
         load_best_model_at_end=recipe.best is not None,
         metric_for_best_model=recipe.best,
         greater_is_better=recipe.best not in (None, "loss"),
