@@ -25,7 +25,7 @@ def gradients(model, examples) -> tuple[torch.Tensor, torch.Tensor]:
     edit = RotationEdit([UPPER, LOWER])
     active = [[row.task == "up", row.task == "down"] for row in examples]
     model.requires_grad_(False)
-    losses_of(model, {SITE: edit}, examples, active=active, positions=LAST).sum().backward()
+    losses_of(model, {(SITE, LAST): edit}, examples, active=active).sum().backward()
     assert edit.theta.grad is not None
     assert edit.alpha.grad is not None
     return edit.theta.grad, edit.alpha.grad
@@ -78,18 +78,18 @@ def test_training_is_what_serving_applies(tiny_llama):
     rotation = Adapter.from_parameters({SITE: (edit.theta, edit.alpha)}, variant="road_1", group_size=16)
     tasks = Intervention(rotation, LAST, {"up": UPPER, "down": LOWER})
     with torch.no_grad():
-        trained = losses_of(model, {SITE: edit}, examples, active=[[True, False]] * 4, positions=LAST)
+        trained = losses_of(model, {(SITE, LAST): edit}, examples, active=[[True, False]] * 4)
         with intervened(model, tasks.select("up"), num_prompt=[6] * 4):
-            served = losses_of(model, {}, examples, active=[[False, False]] * 4, positions=LAST)
+            served = losses_of(model, {}, examples, active=[[False, False]] * 4)
     torch.testing.assert_close(trained, served)
 
 
 def test_the_same_seed_gives_the_same_angles(tiny_llama):
     examples = rows(6, "up", 40)
-    options = {"tasks": ["up"], "positions": LAST, "epochs": 2, "batch_size": 4}
+    options = {"tasks": ["up"], "epochs": 2, "batch_size": 4}
     first, second = RotationEdit([UPPER]), RotationEdit([UPPER])
-    train_edits(tiny_llama(), {SITE: first}, examples, **options)
-    train_edits(tiny_llama(), {SITE: second}, examples, **options)
+    train_edits(tiny_llama(), {(SITE, LAST): first}, examples, **options)
+    train_edits(tiny_llama(), {(SITE, LAST): second}, examples, **options)
     assert torch.equal(first.theta, second.theta)
 
 

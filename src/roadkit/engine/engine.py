@@ -74,7 +74,7 @@ class Engine:
         limit = getattr(config, "max_position_embeddings", None) or 1 << 30
         self.max_context = min(max_context or limit, limit)
         self.tokenizer = tokenizer
-        self.end_ids = _end_ids(model, tokenizer)
+        self.end_ids = end_ids(model, tokenizer)
         cache = PagedCache(_num_pages(config, cache_gib, max_batch, self.max_context), device=model.device)
         self.runner = Runner(model, cache, weights=weights)
         self.bank = Bank(
@@ -346,7 +346,8 @@ class Engine:
         sequence.emit(Chunk(text, generated[len(generated) - num_new :], logprobs, completion))
 
 
-def _end_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
+def end_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer, by the model's settings or the tokenizer's."""
     found: set[int] = set()
     for source in (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer):
         ids = getattr(source, "eos_token_id", None)

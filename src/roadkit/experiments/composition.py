@@ -27,6 +27,7 @@ from ..errors import RecipeError
 from ..intervene import Intervention, Positions, Subspace, intervened, site
 from ..intervene.sites import blocks, hidden_size
 from ..intervene.training import TaskRow, answer_losses, edited, train, train_edits
+from .generation import greedy
 from .ledger import Ledger
 from .loreft import LoreftEdit
 from .tasks import FULL, SMALL, TEMPLATE, load_task
@@ -166,7 +167,7 @@ def _run_arm(
         if arm.method == "loreft":
             share = settings.rank // len(arm.tasks)
             edit = LoreftEdit(width, [share] * len(arm.tasks))
-            losses = train_edits(model, {name: edit}, training, tasks=arm.tasks, positions=LAST, **options)
+            losses = train_edits(model, {(name, LAST): edit}, training, tasks=arm.tasks, **options)
             acting = _acting_edit(model, name, edit.requires_grad_(False), arm.tasks)
             trainable = sum(parameter.numel() for parameter in edit.parameters())
         else:
@@ -226,7 +227,7 @@ def _acting_product(model: nn.Module, wholes: Mapping[str, Intervention]) -> Act
 def _acting_edit(model: nn.Module, name: str, edit: nn.Module, tasks: Sequence[str]) -> Acting:
     def context(active: Sequence[str], num_prompt: Sequence[int] | None) -> AbstractContextManager:
         flags = [[task in active for task in tasks]] * _samples(num_prompt)
-        return edited(model, {name: edit}, flags, positions=LAST, num_prompt=num_prompt)
+        return edited(model, {(name, LAST): edit}, flags, num_prompt=num_prompt)
 
     return context
 
@@ -246,24 +247,14 @@ def _held_out_loss(model: Any, rows: Sequence[TaskRow], acting: Acting, active: 
     return _mean(losses)
 
 
-@torch.no_grad()
 def _answers(
     model: Any, tokenizer: Any, acting: Acting, active: Sequence[str], new_tokens: int
 ) -> list[dict[str, str]]:
     """Greedy answers to `QUESTIONS` (no 5-gram twice, repetition penalty 1.1), each with its language."""
     classify = _language()
     texts = [TEMPLATE.format(question) for question in QUESTIONS]
-    side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    try:
-        inputs = tokenizer(texts, return_tensors="pt", padding=True)
-    finally:
-        tokenizer.padding_side = side
     with acting(active, None):
-        output = model.generate(
-            **inputs, max_new_tokens=new_tokens, do_sample=False, no_repeat_ngram_size=5, repetition_penalty=1.1,
-            pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-    answers = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers = greedy(model, tokenizer, texts, new_tokens=new_tokens, no_repeat_ngram_size=5, repetition_penalty=1.1)
     return [
         {"question": question, "answer": answer, "language": classify(answer)}
         for question, answer in zip(QUESTIONS, answers, strict=True)

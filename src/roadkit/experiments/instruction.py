@@ -18,13 +18,11 @@ from ..errors import RecipeError
 from ..evaluate.alpaca import write_outputs
 from ..evaluate.files import find_rows
 from ..evaluate.glue import sample_rows
-from .decoders import BASE, Settings, Tuned
+from .decoders import BASE, LOREFT, Settings, Tuned, label_of, rate_of
 from .jobs import Job, log, run_jobs
 from .ledger import Ledger
-from .methods import METHODS
-from .reasoning import rate_of
 
-METHODS_RUN = (BASE, "road_1", "lora")
+METHODS_RUN = (BASE, "road_1", "lora", LOREFT)
 SOURCES = {"ultrafeedback": "ultrafeedback_1k", "alpaca": "alpaca_libre"}
 PROMPTS = "alpaca_eval_805"
 
@@ -54,9 +52,11 @@ def run(
                 "method": method,
                 "learning_rate": rate_of(method),
             }
-            name = BASE if method == BASE else METHODS[method].label
             yield Job(
-                f"instruct, {name}", recipe, seed, partial(_compute, settings, data, output, source, method, seed)
+                f"instruct, {label_of(method)}",
+                recipe,
+                seed,
+                partial(_compute, settings, data, output, source, method, seed),
             )
 
     return run_jobs(jobs(), ledger, budget=budget, progress=progress)

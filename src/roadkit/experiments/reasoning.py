@@ -17,13 +17,11 @@ from ..evaluate import arithmetic, commonsense
 from ..evaluate.files import find_rows
 from ..evaluate.glue import sample_rows
 from ..train.data import Table
-from .decoders import BASE, Settings, Tuned
+from .decoders import BASE, Settings, Tuned, label_of, rate_of
 from .jobs import Job, log, run_jobs
 from .ledger import Ledger
-from .methods import METHODS, find
 
 METHODS_RUN = (BASE, "road_1", "lora", "road_2")
-RATES = {"road_1": 3e-3, "road_2": 3e-3, "road_4": 3e-3, "lora": 5e-4}  # §C.2; others: their second of METHODS
 
 
 @dataclass(frozen=True)
@@ -82,11 +80,6 @@ def run(
     return run_jobs(jobs, ledger, budget=budget, progress=progress)
 
 
-def rate_of(method: str) -> float:
-    """The learning rate that a method runs with; 0 for the base model."""
-    return 0.0 if method == BASE else RATES.get(method, find(method).rates_at("full", 1)[0])
-
-
 def _jobs(suite, settings, data, methods, tasks, seed) -> Iterator[Job]:
     for method in methods:
         rate = rate_of(method)
@@ -97,9 +90,8 @@ def _jobs(suite, settings, data, methods, tasks, seed) -> Iterator[Job]:
             "method": method,
             "learning_rate": rate,
         }
-        label = BASE if method == BASE else METHODS[method].label
         yield Job(
-            f"{suite}, {label}",
+            f"{suite}, {label_of(method)}",
             recipe,
             seed,
             partial(_compute, SUITES[suite], settings, data, method, rate, tasks, seed),

@@ -9,12 +9,13 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from . import decoders, multimodal
 from .glue import best
 from .methods import METHODS
-from .multimodal import LABELS
 
 Row = Mapping[str, Any]
 DECIMALS = 1  # of percentages
+LABELS = decoders.LABELS | multimodal.LABELS | {name: method.label for name, method in METHODS.items()}
 
 
 def tables(rows: Sequence[Row]) -> dict[str, str]:
@@ -71,7 +72,7 @@ def _titled(title: str, body: list[str]) -> list[str]:
 
 def _method(row: Row) -> str:
     name = str(row["recipe"]["method"])
-    return METHODS[name].label if name in METHODS else LABELS.get(name, name)
+    return LABELS.get(name, name)
 
 
 def _pilot1(rows: Sequence[Row]) -> list[str]:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ..train.recipe import Recipe
 
 Active = Sequence[Sequence[bool]]  # [samples, tasks]: which tasks' subspaces act on a sample
+Edits = Mapping[tuple[str, Positions], nn.Module]  # site and positions → module (h [n, d], active [n, tasks]) → h
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,8 @@ def train(
     where = Positions.parse(positions) if isinstance(positions, str) else positions
     edits = {site: RotationEdit(list(subspaces.values()), variant=variant).to(model.device) for site in sites}
     losses = train_edits(
-        model, edits, rows, tasks=named, positions=where, epochs=epochs, batch_size=batch_size,
-        learning_rate=learning_rate, seed=seed, progress=progress,
+        model, {(site, where): edit for site, edit in edits.items()}, rows, tasks=named, epochs=epochs,
+        batch_size=batch_size, learning_rate=learning_rate, seed=seed, progress=progress,
     )  # fmt: skip
     group_size = next(iter(subspaces.values())).group_size
     parameters = {site: (edit.theta.detach().cpu(), edit.alpha.detach().cpu()) for site, edit in edits.items()}
@@ -146,23 +147,23 @@ def train(
 
 def train_edits(
     model: PreTrainedModel,
-    edits: Mapping[str, nn.Module],
+    edits: Edits,
     rows: Sequence[TaskRow],
     *,
     tasks: Sequence[str],
-    positions: Positions,
     epochs: float = 5,
     batch_size: int = 8,
     learning_rate: float = 5e-3,
     seed: int = 0,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> list[float]:
-    """AdamW without decay, linear schedule from the first step to zero, on any modules (h [n, d], active) → h."""
+    """AdamW without decay, linear schedule from the first step to zero, on any modules."""
     unknown = sorted({row.task for row in rows} - set(tasks))
     if unknown or not rows:
         raise RecipeError(f"no subspace for {unknown[0]!r}; there are {', '.join(tasks)}" if rows else "no rows")
-    for row in rows:
-        positions.of_prompt(row.num_prompt)  # before the first step rather than in the middle
+    for _, positions in edits:
+        for row in rows:
+            positions.of_prompt(row.num_prompt)  # before the first step rather than in the middle
     weights = [parameter for edit in edits.values() for parameter in edit.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
     num_steps = max(1, math.ceil(epochs * math.ceil(len(rows) / batch_size)))
@@ -173,7 +174,7 @@ def train_edits(
         for batch in _batches(rows, batch_size, num_steps, seed):
             active = [[row.task == task for task in tasks] for row in batch]
             with torch.enable_grad():
-                loss = losses_of(model, edits, batch, active=active, positions=positions).mean()
+                loss = losses_of(model, edits, batch, active=active).mean()
                 loss.backward()
             if not math.isfinite(float(loss.detach())):
                 raise RecipeError(f"the loss became {float(loss.detach())} at step {len(losses)}; lower learning_rate")
@@ -186,16 +187,9 @@ def train_edits(
     return losses
 
 
-def losses_of(
-    model: PreTrainedModel,
-    edits: Mapping[str, nn.Module],
-    rows: Sequence[TaskRow],
-    *,
-    active: Active,
-    positions: Positions,
-) -> Tensor:
+def losses_of(model: PreTrainedModel, edits: Edits, rows: Sequence[TaskRow], *, active: Active) -> Tensor:
     """`answer_losses` under the edits of each row's active tasks."""
-    with edited(model, edits, active, positions=positions, num_prompt=[row.num_prompt for row in rows]):
+    with edited(model, edits, active, num_prompt=[row.num_prompt for row in rows]):
         return answer_losses(model, rows)
 
 
@@ -211,17 +205,19 @@ def answer_losses(model: PreTrainedModel, rows: Sequence[TaskRow]) -> Tensor:
 @contextmanager
 def edited(
     model: nn.Module,
-    edits: Mapping[str, nn.Module],
+    edits: Edits,
     active: Active,
     *,
-    positions: Positions,
     num_prompt: Sequence[int] | None = None,
 ) -> Iterator[nn.Module]:
-    """Run each site's module on the chosen positions of every sample for the length of a block; differentiable."""
+    """Run each module at its site, on its positions of every sample, for the length of a block; differentiable.
+
+    Modules of one site run in the order of `edits`.
+    """
     current = Pass(num_prompt)
     flags = torch.tensor([list(row) for row in active])
 
-    def hook_of(edit: nn.Module):
+    def hook_of(edit: nn.Module, positions: Positions):
         def replace(module: nn.Module, args: tuple, output: Any) -> Any:
             h = hidden_of(output)
             pairs = [
@@ -240,8 +236,8 @@ def edited(
 
     handles = [model.register_forward_pre_hook(current.begin, with_kwargs=True)]
     try:
-        for name, edit in edits.items():
-            handles.append(model.get_submodule(name).register_forward_hook(hook_of(edit)))
+        for (name, positions), edit in edits.items():
+            handles.append(model.get_submodule(name).register_forward_hook(hook_of(edit, positions)))
         yield model
     finally:
         for handle in handles:

@@ -1,0 +1,36 @@
+"""Greedy answers by transformers' `generate`, for edits of hidden states, which roadkit's engine does not have.
+
+with edited(model, edits, active):
+    texts = greedy(model, tokenizer, prompts, new_tokens=32)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..engine.engine import end_ids
+from ..train.prepared import padding
+
+
+@torch.no_grad()
+def greedy(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    new_tokens: int,
+    no_repeat_ngram_size: int = 0,
+    repetition_penalty: float = 1.0,
+) -> list[str]:
+    """One batch, padded on the left, ended by the engine's end tokens; the model's own repetition settings do not count."""
+    with padding(tokenizer, model):
+        inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(model.device)
+        output = model.generate(
+            inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=new_tokens, do_sample=False,
+            no_repeat_ngram_size=no_repeat_ngram_size, repetition_penalty=repetition_penalty,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(end_ids(model, tokenizer)) or None,
+        )  # fmt: skip
+    return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
