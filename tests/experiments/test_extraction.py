@@ -20,6 +20,9 @@ from roadkit.evaluate import alpaca, arithmetic, commonsense, multimodal
         ("piqa", " solution2\n", "solution2"),
         ("piqa", "solution3", ""),
         ("siqa", "answer1 or answer2", "answer1"),
+        ("siqa", "answer4 or answer1", "answer4"),  # no answer of the task, but the published pattern has it
+        ("openbookqa", "answer5, answer2", "answer5"),
+        ("boolq", "maybe ### Response: true", ""),  # a second response does not count
         ("hellaswag", "Ending: ending4.", "ending4"),
         ("winogrande", "option12", "option1"),
         ("arc_easy", "answer5", "answer5"),
@@ -41,8 +44,16 @@ def test_hellaswag_is_written_as_the_others_are():
     assert row["instruction"].startswith(
         "Please choose the correct ending to complete the given sentence: He\n\nEnding1: a. "
     )
+    assert row["instruction"].endswith(" Ending4: d.\n\nAnswer format: ending1/ending2/ending3/ending4")
     assert row["answer"] == "ending4"
     assert row["output"] == "the correct answer is ending4"
+
+
+def test_hellaswag_names_the_activity_where_it_is_known():
+    row = commonsense.render({"activity_label": "Rowing", "ctx": "He", "endings": ["a.", "b."], "label": "0"})
+    assert row["instruction"].startswith(
+        "Please choose the correct ending to complete the given sentence: Rowing: He\n\nEnding1: a. Ending2: b.\n\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,6 +65,7 @@ def test_hellaswag_is_written_as_the_others_are():
         ("5 - 3", 3.0),
         ("2 -3", -3.0),
         ("none", math.inf),
+        ("It is 7.\n\n### Response:\n8", 7.0),  # a second response does not count
     ],
 )
 def test_the_last_number_counts(text, number):
@@ -67,6 +79,7 @@ def test_arithmetic_tolerance_and_letters():
     assert arithmetic.correct("aqua", "The answer is B", "B")
     assert arithmetic.correct("aqua", "An apple, so C", "A")  # the published rule: the first letter anywhere
     assert not arithmetic.correct("aqua", "7", "B")
+    assert arithmetic.extract_letter("none ### Response: B") == ""
 
 
 def test_training_rows_end_with_the_answer(data):
