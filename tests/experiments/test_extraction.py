@@ -94,17 +94,39 @@ def test_missing_data_says_where_it_was_looked_for(tmp_path):
         commonsense.load("piqa", tmp_path, train=False)
 
 
-def test_gqa_ignores_case_articles_and_stops():
-    assert multimodal.gqa("The Dog.", "dog")
-    assert multimodal.gqa("two", "2")
-    assert not multimodal.gqa("dogs", "dog")
+def test_gqa_compares_whole_answers_without_case_and_last_stop():
+    assert multimodal.gqa(" Dog.", "dog")
+    assert not multimodal.gqa("the dog", "dog")
+    assert not multimodal.gqa("two", "2")
+    assert not multimodal.gqa("t-shirt", "t shirt")
 
 
-def test_scienceqa_wants_a_letter():
-    for text in ("B", "B.", "The answer is B.", "B. a rock"):
-        assert multimodal.scienceqa(text, "B")
-    for text in ("Because", "A", "b", ""):
-        assert not multimodal.scienceqa(text, "B")
+def test_scienceqa_wants_a_letter_in_one_of_three_forms():
+    for text in ("B", "B. a rock", "The answer is B.", "I think: The answer is B because"):
+        assert multimodal.scienceqa(text, "B"), text
+    for text in ("Because", "A", "b", "", "B.", "The answer is B", "the answer is B.", "(B)"):
+        assert not multimodal.scienceqa(text, "B"), text
+    assert not multimodal.scienceqa("The answer is B. No: The answer is B.", "B")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("The Two dogs.", "2 dogs"),
+        ("none", "0"),
+        ("3.50", "3.50"),  # a stop before a digit stays
+        ("$1,200", "$1200"),
+        ("t-shirt", "t shirt"),
+        ("t-shirt - red", "tshirt red"),  # one dash beside a space: all of them vanish
+        ("dont", "don't"),
+        ("they'dve", "they'd've"),
+        ("Joe's", "joe 's"),
+        ("7:30 a.m.", "7:30 am"),
+        ("what?\nno!", "what no"),
+    ],
+)
+def test_textvqa_answers_are_normalised_as_published(text, found):
+    assert multimodal.normalize(text) == found
 
 
 def test_textvqa_by_hand():
@@ -119,6 +141,8 @@ def test_pope_by_hand():
     found = multimodal.pope(answers, ["yes", "yes", "no", "no"])
     assert found == {"accuracy": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5, "yes": 0.5}
     assert multimodal.pope(["no"], ["no"])["f1"] == 0.0
+    said = [multimodal.pope_answer(text) for text in ("No", "NO", "Not", "no,", "Yes. no")]
+    assert said == ["no", "yes", "yes", "no", "yes"]
     with pytest.raises(RecipeError, match="did you mean 'pope'"):
         multimodal.score("popes", [], [])
 
@@ -140,6 +164,9 @@ def test_win_rate_by_hand(tmp_path):
     entries = [{"instruction": "a", "preference": value} for value in (1, 2, 1.5, None)]
     path.write_text(json.dumps(entries))
     assert alpaca.win_rate(alpaca.read_annotations(path)) == 0.5
+    older = [{"instruction": "a", "preference": value} for value in (0, 2, math.nan)]  # a draw, a win, undecided
+    path.write_text(json.dumps(older))
+    assert alpaca.win_rate(alpaca.read_annotations(path)) == 0.75
     path.write_text(json.dumps([{"instruction": "a", "preference": 3}]))
     with pytest.raises(RecipeError, match="entry 0: preference must lie between 1 and 2, got 3"):
         alpaca.read_annotations(path)
