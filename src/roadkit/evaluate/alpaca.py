@@ -5,11 +5,16 @@
     win_rate(read_annotations(Path("annotations.json")))
 
 The judge is a model behind an API. Nothing here stands in for it.
+
+Source: tatsu-lab/alpaca_eval, results/*/model_outputs.json for the form of answers, src/alpaca_eval/metrics/winrate.py
+and helpers.py for the win rate: `win_rate` of its leaderboard, divided by 100. Its length-controlled win rate, by which
+AlpacaEval 2.0 sorts, is not computed here. (It needs no `generator`; without one it calls the model "Current model".)
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,21 +42,30 @@ def read_outputs(path: Path) -> list[dict[str, Any]]:
 
 
 def read_annotations(path: Path) -> list[dict[str, Any]]:
-    """The judge's file: `preference` is 1 where the reference won, 2 where the model did, between them for a share."""
+    """The judge's file: `preference` is 1 where the reference won, 2 where the model did, between them for a share.
+
+    0 is a draw in older files. null and NaN are undecided. Any other number is an error here; alpaca_eval drops it.
+    """
     entries = _entries(path, ("instruction", "preference"))
     for number, entry in enumerate(entries):
         preference = entry["preference"]
-        if preference is not None and not (isinstance(preference, int | float) and 1 <= preference <= 2):
+        if _undecided(preference):
+            continue
+        if not (isinstance(preference, int | float) and (preference == 0 or 1 <= preference <= 2)):
             raise RecipeError(f"{path}, entry {number}: preference must lie between 1 and 2, got {preference!r}")
     return entries
 
 
 def win_rate(annotations: Sequence[Mapping[str, Any]]) -> float:
-    """Mean share of wins, 0 to 1; entries that the judge left open do not count."""
-    shares = [entry["preference"] - 1 for entry in annotations if entry["preference"] is not None]
-    if not shares:
+    """Mean share of wins, 0 to 1; draws are half a win, entries that the judge left open do not count."""
+    preferences = [entry["preference"] for entry in annotations if not _undecided(entry["preference"])]
+    if not preferences:
         raise RecipeError("the judge decided none of the entries")
-    return sum(shares) / len(shares)
+    return sum((preference or 1.5) - 1 for preference in preferences) / len(preferences)
+
+
+def _undecided(preference: Any) -> bool:
+    return preference is None or (isinstance(preference, float) and math.isnan(preference))
 
 
 def _entries(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:

@@ -3,8 +3,11 @@
     correct("gsm8k", "So 1,200 - 200 = 1,000.", "1000")      # True
     correct("aqua", "The answer is B.", "B")                 # True
 
-Source: evaluate.py of AGI-Edgerunners/LLM-Adapters. Its Math10K contains MAWPS rows that are also tested on; `load`
-reads training files that do not.
+Source: AGI-Edgerunners/LLM-Adapters, evaluate.py (extract_answer_number, extract_answer_letter, the tolerance). It has no
+rule for MAWPS: stanfordnlp/pyreft, examples/loreft/compute_metrics.py, scores MAWPS by the number, as here. That file
+also reads past a further "### Response:", where this one and LLM-Adapters stop.
+
+Math10K contains MAWPS rows that are also tested on; `load` reads training files that do not.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..train.data import Table
+from .commonsense import RESPONSE
 from .files import find_rows
 
 TASKS = ("aqua", "gsm8k", "mawps", "svamp")
@@ -24,14 +28,14 @@ _NUMBER = re.compile(r"-?\d+\.?\d*")
 
 
 def extract_number(text: str) -> float:
-    """The last number, commas removed; infinity where there is none."""
-    found = _NUMBER.findall(text.replace(",", ""))
+    """The last number before a further "### Response:", commas removed; infinity where there is none."""
+    found = _NUMBER.findall(text.partition(RESPONSE)[0].replace(",", ""))
     return float(found[-1]) if found else float("inf")
 
 
 def extract_letter(text: str) -> str:
-    """The first of A to E, anywhere, as the published rule has it; empty where there is none."""
-    found = re.search("A|B|C|D|E", text.strip())
+    """The first of A to E, anywhere, even inside a word, as the published rule has it; empty where there is none."""
+    found = re.search("A|B|C|D|E", text.partition(RESPONSE)[0])
     return found.group() if found else ""
 
 

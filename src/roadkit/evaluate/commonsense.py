@@ -3,7 +3,8 @@
     extract("piqa", "the correct answer is solution2")       # "solution2"
     table = load("hellaswag", Path("data"), train=False)     # rows with instruction, output, answer
 
-Source: arXiv 2304.01933, commonsense_evaluate.py of AGI-Edgerunners/LLM-Adapters.
+Sources: arXiv 2304.01933, AGI-Edgerunners/LLM-Adapters, commonsense_evaluate.py (prompt, extract_answer) and dataset/;
+the strict rule is that of stanfordnlp/pyreft, examples/loreft/compute_metrics.py with task_config.py.
 """
 
 from __future__ import annotations
@@ -16,29 +17,31 @@ from typing import Any
 from ..train.data import Table
 from .files import find_rows
 
+NUMBERED = "answer1|answer2|answer3|answer4|answer5"  # one pattern for four tasks, though two have fewer answers
 ANSWERS = {
     "boolq": "true|false",
     "piqa": "solution1|solution2",
-    "siqa": "answer1|answer2|answer3",
+    "siqa": NUMBERED,
     "hellaswag": "ending1|ending2|ending3|ending4",
     "winogrande": "option1|option2",
-    "arc_easy": "answer1|answer2|answer3|answer4|answer5",
-    "arc_challenge": "answer1|answer2|answer3|answer4|answer5",
-    "openbookqa": "answer1|answer2|answer3|answer4",
+    "arc_easy": NUMBERED,
+    "arc_challenge": NUMBERED,
+    "openbookqa": NUMBERED,
 }
 TRAINED = ("boolq", "arc_easy", "arc_challenge", "openbookqa")  # whose training rows the small scale has
 OTHER_NAMES = {"siqa": "social_i_qa", "hellaswag": "hellaswag_sub"}  # the latter a sample of 1,000 rows
 PREFIX = "the correct answer is "
+RESPONSE = "### Response:"  # LLM-Adapters splits prompt and continuation at it and keeps the second piece
 
 
 def extract(task: str, text: str) -> str:
-    """The first answer word of the task, case-sensitive; empty where there is none, which counts as wrong."""
-    found = re.search(ANSWERS[task], text.strip())
+    """The first answer word before a further "### Response:", case-sensitive; empty where there is none: wrong."""
+    found = re.search(ANSWERS[task], text.partition(RESPONSE)[0])
     return found.group() if found else ""
 
 
 def extract_strict(text: str) -> str:
-    """LoReFT's rule: what follows "the correct answer is ", to be compared whole."""
+    """LoReFT's rule: what follows the first "the correct answer is ", to be compared whole; empty without it."""
     return text.partition(PREFIX)[2].strip()
 
 
@@ -50,12 +53,13 @@ def load(task: str, data: Path, *, train: bool) -> Table:
 
 
 def render(row: Mapping[str, Any]) -> dict[str, str]:
-    """HellaSwag's context and four endings as LLM-Adapters writes them."""
+    """HellaSwag's context, after its activity where the row has one, and four endings as LLM-Adapters writes them."""
+    activity = f"{row['activity_label']}: " if row.get("activity_label") else ""
     endings = " ".join(f"Ending{i}: {ending}" for i, ending in enumerate(row["endings"], 1))
     answer = f"ending{int(row['label']) + 1}"
     return {
-        "instruction": f"Please choose the correct ending to complete the given sentence: {row['ctx']}\n\n{endings}\n\n"
-        "Answer format: ending1/ending2/ending3/ending4",
+        "instruction": f"Please choose the correct ending to complete the given sentence: {activity}{row['ctx']}\n\n"
+        f"{endings}\n\nAnswer format: ending1/ending2/ending3/ending4",
         "input": "",
         "output": PREFIX + answer,
         "answer": answer,
