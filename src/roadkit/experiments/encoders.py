@@ -63,12 +63,12 @@ class EncoderData:
 
     @classmethod
     def load(cls, task: str, settings: Settings, *, data: Path | None, seed: int) -> EncoderData:
-        """Rows are drawn by the seed; the cut of the development set is the same for every seed."""
+        """Rows are drawn, and the development set is cut, by the seed (table C.1)."""
         if task not in glue.TASKS:
             raise RecipeError(f"no task {task!r}{nearest(task, glue.TASKS)}; there are {', '.join(glue.TASKS)}")
         found = glue.TASKS[task]
         train, dev = glue.load(found, data)
-        validation, test = glue.split_dev(dev, seed=0)
+        validation, test = glue.split_dev(dev, seed=seed)
         recipe = Recipe(
             model=settings.model,
             data=found.train,
@@ -87,7 +87,7 @@ class EncoderData:
         prepared = prepare(recipe, table=glue.sample_rows(train, settings.rows, seed=seed))
         parts = [
             encode(
-                glue.sample_rows(part, count, seed=0), prepared.layout, prepared.tokenizer, recipe,
+                glue.sample_rows(part, count, seed=seed), prepared.layout, prepared.tokenizer, recipe,
                 max_length=prepared.max_length, labels=prepared.classes,
             ).examples
             for part, count in ((validation, settings.validation), (test, settings.test))
