@@ -8,8 +8,8 @@ from peft import LoraConfig, get_peft_model
 from roadkit import models
 from roadkit.engine.engine import Engine
 
-RANKS = (4, 8, 16, 32, 64, 128)
-LENGTHS, PEER_LENGTHS = (32, 128, 512), (32, 128)  # the paper: 128 to 2048
+RANKS = (1, 2, 4, 8, 16)
+LENGTHS, PEER_LENGTHS = (32, 128, 512), (32, 128)  # the paper: 256 to 4096
 
 
 def run(rounds: int = 3) -> dict:

@@ -73,6 +73,42 @@ def test_glue_searches_then_reruns_the_best_on_further_seeds(small, data, ledger
     assert len(ledger.rows()) == len(rows)
 
 
+def test_a_shorter_search_chooses_the_rate_of_the_runs_that_count(small, data, ledger):
+    import dataclasses
+
+    settings = dataclasses.replace(small, epochs=2, search_epochs=1, bf16=True)
+    glue.run(settings, ledger, data=data, tasks=["sst2"], methods=["road_1"], seeds=2, num_rates=2)
+    rows = ledger.rows()
+    short = [row for row in rows if row["recipe"]["epochs"] == 1]
+    long = [row for row in rows if row["recipe"]["epochs"] == 2]
+    assert [row["seed"] for row in short] == [0, 0] and [row["seed"] for row in long] == [0, 1]
+    assert {row["recipe"]["learning_rate"] for row in long} == {glue.best(short)["recipe"]["learning_rate"]}
+    assert long[0]["metrics"]["steps"] == 2 * short[0]["metrics"]["steps"]
+
+
+def test_of_equal_scores_the_smaller_loss_is_better():
+    rows = [{"metrics": {"validation": 0.0, "validation_loss": loss}} for loss in (0.7, 0.6, 0.65)]
+    assert glue.best(rows) is rows[1]
+
+
+def test_presets_are_the_papers_settings(ledger, monkeypatch):
+    import dataclasses
+
+    from roadkit.experiments.encoders import FULL
+
+    monkeypatch.setattr(glue, "_compute", lambda rows, epochs, method, rate: {"epochs": epochs, "rate": rate})
+    monkeypatch.setattr(glue._Runs, "_rows", lambda self, settings, task, seed: None)
+    options = {"data": None, "tasks": ["rte", "mnli"], "methods": ["road_1"], "presets": True}
+    glue.run(FULL, ledger, **options, seeds=3)
+    found = {(row["recipe"]["task"], row["recipe"]["batch_size"], *row["metrics"].values()) for row in ledger.rows()}
+    assert found == {("rte", 32, 20, 3e-3), ("mnli", 16, 10, 1e-3)}
+    assert len(ledger.rows()) == 6
+    with pytest.raises(RecipeError, match="presets of RoAd on roberta-base and roberta-large"):
+        glue.run(dataclasses.replace(FULL, model="minilm"), ledger, **options)
+    with pytest.raises(RecipeError, match="not of lora"):
+        glue.run(FULL, ledger, **options | {"methods": ["lora"]})
+
+
 def test_training_improves_on_the_head_it_began_with(small, data):
     import dataclasses
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import RecipeError
 from .encoders import EncoderData, Settings
 from .jobs import Job, log, run_jobs
 from .ledger import Ledger
@@ -21,6 +22,15 @@ from .methods import METHODS, find
 
 SMALL_TASKS = ("mrpc", "stsb", "cola", "sst2", "rte")
 FULL_TASKS = (*SMALL_TASKS, "qnli", "qqp", "mnli")
+LONG = (20, 32)  # epochs and batch size of the tasks with few training rows
+# Table C.3: RoAd's best learning rate, epochs and batch size for each task.
+PRESETS: dict[str, dict[str, tuple[float, int, int]]] = {
+    "roberta-base": dict.fromkeys(("rte", "mrpc", "stsb", "cola"), (3e-3, *LONG))
+    | dict.fromkeys(("sst2", "qnli", "qqp", "mnli"), (1e-3, 10, 16)),
+    "roberta-large": dict.fromkeys(("rte", "mrpc"), (3e-3, *LONG))
+    | dict.fromkeys(("stsb", "cola"), (1e-3, *LONG))
+    | dict.fromkeys(("sst2", "qnli", "qqp", "mnli"), (1e-3, 10, 32)),
+}
 
 
 def run(
@@ -32,6 +42,7 @@ def run(
     methods: Sequence[str] = tuple(METHODS),
     seeds: int = 1,
     num_rates: int = 4,
+    presets: bool = False,
     budget: float | None = None,
     progress: Callable[[str], None] = log.info,
 ) -> int:
@@ -39,10 +50,15 @@ def run(
 
     data        folder with glue/…, or None for the hub
     num_rates   learning rates a method tries, the same number for all (`Method.rates_at`)
+    presets     no search: `PRESETS`, the paper's best settings of RoAd for each task
     """
     for method in methods:
         find(method)
-    jobs = _jobs(settings, ledger, data, tasks, methods, seeds, num_rates)
+    runs = _Runs(data)
+    if presets:
+        jobs = _preset_jobs(runs, settings, tasks, methods, seeds)
+    else:
+        jobs = _searched_jobs(runs, settings, ledger, tasks, methods, seeds, num_rates)
     return run_jobs(jobs, ledger, budget=budget, progress=progress)
 
 
@@ -64,34 +80,53 @@ def searching(settings: Settings) -> Settings:
     return dataclasses.replace(settings, epochs=settings.search_epochs, search_epochs=None)
 
 
-def _jobs(settings, ledger, data, tasks, methods, seeds, num_rates) -> Iterator[Job]:
-    """The search of every method and task, then further seeds, so that a small budget gives broad tables first."""
-    loaded: dict[tuple[str, int], EncoderData] = {}
+class _Runs:
+    """Makes jobs; a task's rows are loaded once for each seed and part of the settings that they depend on."""
 
-    def rows(task: str, seed: int) -> EncoderData:
-        if (task, seed) not in loaded:
-            loaded[task, seed] = EncoderData.load(task, settings, data=data, seed=seed)
-        return loaded[task, seed]
+    def __init__(self, data: Path | None):
+        self.data = data
+        self._loaded: dict[tuple[str, int, int], EncoderData] = {}
 
-    def job(given: Settings, task: str, method: str, rate: float, seed: int) -> Job:
+    def job(self, settings: Settings, task: str, method: str, rate: float, seed: int) -> Job:
         return Job(
-            f"{task}, {METHODS[method].label}, {rate:g}, {given.epochs} epochs, seed {seed}",
-            recipe_of(given, task, method, rate),
+            f"{task}, {METHODS[method].label}, {rate:g}, {settings.epochs} epochs, seed {seed}",
+            recipe_of(settings, task, method, rate),
             seed,
-            lambda: _compute(rows(task, seed), given.epochs, method, rate),
+            lambda: _compute(self._rows(settings, task, seed), settings.epochs, method, rate),
         )
 
-    search, runs = searching(settings), list(itertools.product(tasks, methods))
+    def _rows(self, settings: Settings, task: str, seed: int) -> EncoderData:
+        key = task, seed, settings.batch_size
+        if key not in self._loaded:
+            self._loaded[key] = EncoderData.load(task, settings, data=self.data, seed=seed)
+        return self._loaded[key]
+
+
+def _searched_jobs(runs, settings, ledger, tasks, methods, seeds, num_rates) -> Iterator[Job]:
+    """The search of every method and task, then the seeds, so that a small budget gives broad tables first."""
+    search, pairs = searching(settings), list(itertools.product(tasks, methods))
     rates = {method: find(method).rates_at(settings.scale, num_rates) for method in methods}
     for number in range(num_rates):
-        for task, method in runs:
-            yield job(search, task, method, rates[method][number], 0)
+        for task, method in pairs:
+            yield runs.job(search, task, method, rates[method][number], 0)
     for seed in range(seeds):
-        for task, method in runs:
+        for task, method in pairs:
             recipes = [recipe_of(search, task, method, rate) for rate in rates[method]]
             found = [row for recipe in recipes if (row := ledger.find(recipe, seed=0))]
             if len(found) == num_rates:  # chosen only where the whole search is done
-                yield job(settings, task, method, best(found)["recipe"]["learning_rate"], seed)
+                yield runs.job(settings, task, method, best(found)["recipe"]["learning_rate"], seed)
+
+
+def _preset_jobs(runs, settings, tasks, methods, seeds) -> Iterator[Job]:
+    name = settings.model.rpartition("/")[2]
+    if name not in PRESETS or any(not method.startswith("road") for method in methods):
+        raise RecipeError(
+            f"there are presets of RoAd on {' and '.join(PRESETS)}, not of {', '.join(methods)} on {name}: "
+            "leave --presets out to search"
+        )
+    for seed, task, method in itertools.product(range(seeds), tasks, methods):
+        rate, epochs, batch_size = PRESETS[name][task]
+        yield runs.job(dataclasses.replace(settings, epochs=epochs, batch_size=batch_size), task, method, rate, seed)
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
