@@ -1,0 +1,71 @@
+"""The paper's own numbers, from arXiv 2409.00119v2 (data/paper.json): quoted beside ours, never mixed with them.
+
+quoted("glue")                          # table 2 as Markdown lines; rows that nobody reran say so
+average("glue", "road_1")               # ("RoBERTa-base", 85.6), of the smallest model
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+# the paper's names → ours; what is missing here is quoted and cannot be rerun with roadkit
+RERUN = {
+    "Full FT": "full",
+    "LoRA": "lora",
+    "DoRA": "dora",
+    "OFT w=2": "oft_2",
+    "OFT w=16": "oft_16",
+    "OFT n=2048": "oft_2",
+    "OFT n=256": "oft_16",
+    "BOFT": "boft",
+    "BitFit": "bitfit",
+    "(IA)3": "ia3",
+    "Prefix": "prefix",
+    "LoReFT": "loreft",
+    "RoAd1": "road_1",
+    "RoAd1(fc1)": "road_1_fc1",
+    "RoAd2": "road_2",
+    "RoAd4": "road_4",
+    "RoAd1 + LoRA": "road_1+lora",
+}
+ABSENT = {("glue", "loreft"), ("multimodal", "loreft"), ("efficiency", "loreft")}  # methods that an experiment lacks
+
+
+@functools.cache
+def _paper() -> Mapping[str, Any]:
+    return json.loads(files("roadkit").joinpath("data/paper.json").read_text(encoding="utf-8"))
+
+
+def source(experiment: str) -> str:
+    """ "arXiv 2409.00119v2, table 2"."""
+    return f"{_paper()['source']}, table {_paper()[experiment]['table']}"
+
+
+def experiments() -> tuple[str, ...]:
+    """Those of which the paper has a table."""
+    return tuple(name for name in _paper() if name != "source")
+
+
+def average(experiment: str, method: str) -> tuple[str, float] | None:
+    """The paper's smallest model of a table, and the average there of one of our methods."""
+    rows = _paper()[experiment]["rows"] if experiment in _paper() else []
+    found = [row for row in rows if RERUN.get(row["method"]) == method and row["average"] is not None]
+    return (found[0]["model"], found[0]["average"]) if found else None
+
+
+def quoted(experiment: str) -> list[str]:
+    """The paper's table as Markdown: model, method, trainable percent, scores, average, and whether `reproduce` reruns it."""
+    table = _paper()[experiment]
+    averaged = any(row["average"] is not None for row in table["rows"])
+    header = ["model", "method", "trainable, %", *table["columns"], *(["average"] if averaged else []), "`--methods`"]
+    lines = [header, [":--", ":--", *["--:"] * (len(header) - 3), ":--"]]
+    for row in table["rows"]:
+        name = RERUN.get(row["method"])
+        rerun = f"`{name}`" if name and (experiment, name) not in ABSENT else "quoted, not rerun"
+        numbers = [row["percent"], *row["scores"], *([row["average"]] if averaged else [])]
+        lines.append([row["model"], row["method"], *("–" if n is None else f"{n:g}" for n in numbers), rerun])
+    return [f"*quoted from {source(experiment)}*", "", *(f"| {' | '.join(cells)} |" for cells in lines), ""]

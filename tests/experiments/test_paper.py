@@ -1,0 +1,43 @@
+"""The quoted numbers: complete, adding up to the averages the paper prints, and never taken for ours."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+import pytest
+
+from roadkit.experiments import paper
+from roadkit.experiments.decoders import LABELS as DECODED
+from roadkit.experiments.methods import METHODS
+from roadkit.experiments.multimodal import LABELS
+
+TABLES = json.loads(files("roadkit").joinpath("data/paper.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("experiment", paper.experiments())
+def test_averages_are_the_means_of_their_rows(experiment):
+    for row in TABLES[experiment]["rows"]:
+        assert len(row["scores"]) == len(TABLES[experiment]["columns"])
+        if row["average"] is not None:
+            mean = sum(row["scores"]) / len(row["scores"])
+            assert mean == pytest.approx(row["average"], abs=0.06)  # printed with one decimal
+
+
+def test_names_lead_to_methods_that_exist():
+    assert set(paper.RERUN.values()) <= {*METHODS, *LABELS, *DECODED}
+
+
+def test_rows_that_nobody_reran_say_so():
+    lines = paper.quoted("glue")
+    assert lines[0] == "*quoted from arXiv 2409.00119v2, table 2*"
+    assert next(line for line in lines if "| RED |" in line).endswith("| quoted, not rerun |")
+    assert next(line for line in lines if "| RoAd1 |" in line).endswith("| 85.6 | `road_1` |")
+    assert next(line for line in lines if "| LoReFT |" in line).endswith("| quoted, not rerun |")
+
+
+def test_averages_by_our_names():
+    assert paper.average("glue", "road_1") == ("RoBERTa-base", 85.6)
+    assert paper.average("commonsense", "lora") == ("LLaMA-7B", 74.7)
+    assert paper.average("glue", "head") is None
+    assert paper.average("pilot1", "road_1") is None
