@@ -117,10 +117,12 @@ def test_composition_runs_resumes_and_reports(small_world):
     assert len(again.rows()) == len(arms)
     from roadkit.experiments.report import write
 
-    report, losses, answers = write(ledger)
+    report, answers, figure, losses, numbers = write(ledger)
     assert report.read_text().count("## ") == len(arms)
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads(numbers.read_text())) == len(losses.read_text().splitlines()) - 1
     text = losses.read_bytes()
-    assert write(ledger)[1].read_bytes() == text
+    assert write(ledger)[3].read_bytes() == text
     assert len(answers.read_text().splitlines()) > 6
 
 

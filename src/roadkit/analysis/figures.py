@@ -151,6 +151,38 @@ def draw_trajectory(rows: Rows, target: Path) -> list[Path]:
     return _names(target)
 
 
+def draw_changes(rows: Rows, target: Path) -> list[Path]:
+    """A panel an arm: what each condition (rows) does to each task's held-out loss (columns), nats a token."""
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    columns = min(len(arms), 4)
+    lines = -(-len(arms) // columns)
+    bound = max(abs(row["change"]) for row in rows) or 1.0
+    with _figure(target, rows, width=4 * columns, height=0.4 + 2.8 * lines, rows=lines, columns=columns) as (
+        figure,
+        axes,
+    ):
+        for axis in axes.flat[len(arms) :]:
+            axis.set_axis_off()
+        for axis, arm in zip(axes.flat, arms, strict=False):
+            own = [row for row in rows if row["arm"] == arm and row["condition"] != "base"]
+            acting, tasks = (list(dict.fromkeys(row[key] for row in own)) for key in ("condition", "task"))
+            grid = torch.full((len(acting), len(tasks)), torch.nan)
+            for row in own:
+                at = acting.index(row["condition"]), tasks.index(row["task"])
+                grid[at] = row["change"]
+                dark = abs(row["change"]) > 0.6 * bound
+                axis.text(
+                    at[1], at[0], f"{row['change']:+.2f}", ha="center", va="center", fontsize=7,
+                    color="white" if dark else "black",
+                )  # fmt: skip
+            image = axis.imshow(grid.numpy(), cmap="PuOr_r", vmin=-bound, vmax=bound, aspect="auto")
+            axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
+            axis.set_yticks(range(len(acting)), ["all" if "+" in name else name for name in acting])
+            axis.set_title(arm, fontsize=9)
+        figure.colorbar(image, ax=axes, fraction=0.03, label="change of loss, nats a token (less is better)")
+    return _names(target)
+
+
 def _line(index: int) -> dict[str, Any]:
     return {
         "color": COLOURS[index % len(COLOURS)],

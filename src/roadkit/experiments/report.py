@@ -1,6 +1,6 @@
-"""Tables and figures of the composition experiment, rebuilt from its ledger alone.
+"""Tables and figures of the composition and merging experiments, rebuilt from their ledger alone.
 
-write(Ledger(Path("results/composition/ledger.jsonl")))      # report.md, losses.csv, answers.csv, losses.png
+write(Ledger(Path("results/composition/ledger.jsonl")))      # report.md, answers.csv, losses.png, .csv and .json
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..analysis.figures import draw_changes
 from ..files import write_atomic
 from .ledger import Ledger
 from .merging import survival
@@ -19,14 +20,15 @@ from .merging import survival
 def write(ledger: Ledger) -> list[Path]:
     """Write the files beside the ledger; the newest run of each recipe and seed counts."""
     newest = {row["key"]: row for row in ledger.rows()}
-    folder, files = ledger.path.parent, {}
+    folder, files, figures = ledger.path.parent, {}, []
     composition = [row for row in newest.values() if row["recipe"].get("experiment") == "composition"]
     merging = [row for row in newest.values() if row["recipe"].get("experiment") == "merging"]
     report: list[str] = []
     if composition:
         losses = [loss for row in composition for loss in _losses(row)]
         answers = [answer for row in composition for answer in _answers(row)]
-        files |= {"losses.csv": _csv(losses), "answers.csv": _csv(answers)}
+        files["answers.csv"] = _csv(answers)
+        figures = draw_changes(losses, folder / "losses")
         report += _composition_report(composition, losses, answers)
     if merging:
         files["accuracy.csv"] = _csv([cell for row in merging for cell in _accuracies(row)])
@@ -34,7 +36,7 @@ def write(ledger: Ledger) -> list[Path]:
     files = {"report.md": "\n".join(report), **files}
     for name, text in files.items():
         write_atomic(folder / name, text)
-    return [folder / name for name in files]
+    return [*(folder / name for name in files), *figures]
 
 
 def _losses(row: dict[str, Any]) -> Iterable[dict[str, Any]]:
