@@ -12,7 +12,7 @@ from typing import Any
 from .scores import Paired, Row, chosen, glue_groups, grouped, label_of, mean_by_seed, paired, rates_of, scale_of
 
 DECIMALS = 1  # of percentages
-COMPARED = ("road_1", "lora")  # the last line of GLUE's tables
+COMPARED = ("road_1", "lora")  # in the last line of GLUE's tables, and by size
 
 
 def tables(rows: Sequence[Row]) -> dict[str, str]:
@@ -190,10 +190,50 @@ def _efficiency(rows: Sequence[Row]) -> list[str]:
     text = []
     for row in rows:
         numbers = dict(_flat(row["metrics"]))
-        machine = f"{row['machine']['cpus']} {row['machine']['architecture']} cores, {row['machine']['accelerator'] or 'no GPU'}"
         lines = [[name, f"{value:.4g}"] for name, value in numbers.items()]
-        text += _titled(f"bench {row['recipe']['bench']}, {machine}", markdown(["figure", "value"], lines))
+        text += _titled(f"bench {row['recipe']['bench']}, {_machine(row)}", markdown(["figure", "value"], lines))
     return text
+
+
+def _size(rows: Sequence[Row]) -> list[str]:
+    counted, timed = ([row for row in rows if row["recipe"]["measure"] == name] for name in ("count", "step"))
+    text = []
+    if counted:
+        lines = []
+        for row in counted:
+            total = row["metrics"]["parameters"]
+            cells = [cell for name in COMPARED for cell in _share(row["metrics"][name], total)]
+            lines.append([row["recipe"]["model"], f"{total:,}", *cells])
+        names = [cell for name in COMPARED for cell in (label_of(name), "share")]
+        title = "shapes of published models, without their weights; trainable parameters on every linear layer of the blocks"
+        text += _titled(title, markdown(["shape", "parameters", *names], lines))
+    for group in grouped(timed, "hidden", "intermediate", "blocks", "heads", "kv_heads").values():
+        recipe, machine = group[0]["recipe"], group[0]["machine"]
+        title = (
+            f"random weights, {recipe['batch']} rows of {recipe['tokens']} tokens, medians of {recipe['rounds']} rounds; "
+            f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}, {_machine(group[0])}"
+        )
+        lines = [
+            [
+                f"width {row['recipe']['hidden']}, {row['recipe']['blocks']} blocks",
+                f"{row['metrics']['parameters']:,}",
+                *(f"{row['metrics'][name]:.3g}" for name in ("floor_s", "step_s")),
+                "{ratio:.2f} ({ratio_min:.2f} to {ratio_max:.2f})".format(**row["metrics"]),
+            ]
+            for row in group
+        ]
+        header = ["shape", "parameters", "floor, s", "step with RoAd1, s", "step over floor (rounds)"]
+        text += _titled(title, markdown(header, lines))
+    return text
+
+
+def _share(part: int, whole: int) -> tuple[str, str]:
+    return f"{part:,}", f"{100 * part / whole:.3f} %"
+
+
+def _machine(row: Row) -> str:
+    found = row["machine"]
+    return f"{found['cpus']} {found['architecture']} cores, {found['accelerator'] or 'no GPU'}"
 
 
 def _flat(value: Any, name: str = "") -> Iterable[tuple[str, float]]:
@@ -218,4 +258,5 @@ TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "instruct": _instruct,
     "multimodal": _multimodal,
     "efficiency": _efficiency,
+    "size": _size,
 }
