@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
+from roadkit.experiments import glue
 from roadkit.experiments.figures import FIGURES, draw
 from roadkit.experiments.methods import METHODS
 from roadkit.experiments.quality import MARKERS, quality
@@ -47,6 +50,17 @@ def test_a_search_counts_rates_and_is_no_table_of_its_own():
     assert "| RoAd1 | 100 | 70.0 ± 14.1 (3) | 70.0 |" in table
     data = FIGURES["glue"][1](search + final)
     assert [row["test"] for row in data] == [0.6, 0.8]
+
+
+def test_the_rows_of_a_real_search_are_found(small, data, ledger):
+    settings = dataclasses.replace(small, epochs=2, search_epochs=1)
+    options = {"data": data, "tasks": ["sst2"], "methods": ["road_1", "head"], "num_rates": 2, "seeds": 2}
+    assert glue.run(settings, ledger, **options) == 0
+    ((group, search),) = glue_groups(ledger.rows())
+    assert (len(group), len(search)) == (2 * 2, 2 * 2)  # seeds and rates of two methods
+    table = tables(ledger.rows())["glue"]
+    assert table.count(" (2) |") == 2
+    assert "learning rates chosen in runs of 1 epoch," in table
 
 
 def test_a_search_without_its_final_runs_or_with_further_seeds_is_shown():
