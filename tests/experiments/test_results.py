@@ -66,7 +66,12 @@ def test_only_marked_tables_are_replaced(tmp_path):
 
 def test_the_figure_and_its_data_are_written(ledger, tmp_path):
     add(ledger, "road_1", 1e-3, 0, 0.7, 0.5)
-    assert [path.name for path in draw(ledger.rows(), tmp_path)] == ["glue.csv", "glue.png"]
+    assert [path.name for path in draw(ledger.rows(), tmp_path)] == [
+        "glue.csv",
+        "glue.png",
+        "figure1.csv",
+        "figure1.png",
+    ]
     with open(tmp_path / "glue.csv") as file:
         (row,) = csv.DictReader(file)
     assert row["method"] == "RoAd1"

@@ -225,7 +225,24 @@ def efficiency(
     _done(found, 0, json)
 
 
-COMMANDS = (pilot, glue, commonsense, arithmetic, instruct, multimodal, efficiency)
+def size(
+    ledger: Path = ledger_option,
+    rounds: int = typer.Option(9, min=1, help="Of each timing."),
+    seed: int = typer.Option(0, help="A new number times again."),
+    budget: float | None = budget_option,
+    json: bool = json_option,
+) -> None:
+    """Trainable parameters at the shapes of published models, and the time of a step on small random ones."""
+    from ..experiments import size
+    from ..experiments.ledger import Ledger
+
+    _quiet()
+    found = Ledger(ledger)
+    left = size.run(found, step=size.Step(rounds=rounds), seed=seed, budget=budget, progress=_say(json))
+    _done(found, left, json)
+
+
+COMMANDS = (pilot, glue, commonsense, arithmetic, instruct, multimodal, efficiency, size)
 
 
 def _settings(scale: str, small: Any, full: Any, **changes: Any) -> Any:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_atomic
-from .methods import METHODS
-from .tables import Row, scale_of
+from .quality import EXPERIMENTS, plot_quality, quality
+from .scores import Row, glue_groups, label_of, scale_of
 
 SHOWN = ("mean", "q05", "q25", "q50", "q75", "q95")
 
@@ -21,8 +21,8 @@ SHOWN = ("mean", "q05", "q25", "q50", "q75", "q95")
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write a figure and its data for every experiment that has finished runs and a figure."""
     written = []
-    for name, (data_of, plot) in FIGURES.items():
-        data = data_of([row for row in rows if row["recipe"].get("experiment") == name])
+    for name, (experiments, data_of, plot) in FIGURES.items():
+        data = data_of([row for row in rows if row["recipe"].get("experiment") in experiments])
         if not data:
             continue
         write_atomic(folder / f"{name}.csv", to_csv(data))
@@ -46,7 +46,7 @@ def _scale(row: Row) -> str:
 def _pilot1(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {
-            "scale": _scale(row), "method": METHODS[row["recipe"]["method"]].label, "measure": measure, "block": i,
+            "scale": _scale(row), "method": label_of(row["recipe"]["method"]), "measure": measure, "block": i,
             **{key: round(block[key], 6) for key in SHOWN},
         }
         for row in rows
@@ -70,12 +70,13 @@ def _pilot2(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _glue(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {
-            "scale": _scale(row), "task": row["recipe"]["task"], "method": METHODS[row["recipe"]["method"]].label,
+            "scale": _scale(row), "task": row["recipe"]["task"], "method": label_of(row["recipe"]["method"]),
             "learning_rate": row["recipe"]["learning_rate"], "seed": row["seed"],
             "trainable": row["metrics"]["trainable"], "validation": round(row["metrics"]["validation"], 6),
             "test": round(row["metrics"]["test"], 6),
         }
-        for row in rows
+        for group, _ in glue_groups(rows)
+        for row in group
     ]  # fmt: skip
 
 
@@ -133,15 +134,16 @@ def _png(plot: Any, data: Sequence[Row]) -> bytes:
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    plot(figure, data)
     figure.suptitle("; ".join(dict.fromkeys(row["scale"] for row in data)), fontsize="small")
+    plot(figure, data)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
     return file.getvalue()
 
 
-FIGURES = {
-    "pilot1": (_pilot1, _plot_pilot1),
-    "pilot2": (_pilot2, _plot_pilot2),
-    "glue": (_glue, _plot_glue),
+FIGURES = {  # name → experiments, data, plot
+    "pilot1": (("pilot1",), _pilot1, _plot_pilot1),
+    "pilot2": (("pilot2",), _pilot2, _plot_pilot2),
+    "glue": (("glue",), _glue, _plot_glue),
+    "figure1": (EXPERIMENTS, quality, plot_quality),
 }

@@ -9,13 +9,10 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from . import decoders, multimodal
-from .glue import best
-from .methods import METHODS
+from .scores import Paired, Row, chosen, glue_groups, grouped, label_of, mean_by_seed, paired, rates_of, scale_of
 
-Row = Mapping[str, Any]
 DECIMALS = 1  # of percentages
-LABELS = decoders.LABELS | multimodal.LABELS | {name: method.label for name, method in METHODS.items()}
+COMPARED = ("road_1", "lora")  # in the last line of GLUE's tables, and by size
 
 
 def tables(rows: Sequence[Row]) -> dict[str, str]:
@@ -26,28 +23,6 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
         )
         for name, make in TABLES.items()
     }
-
-
-def scale_of(recipe: Mapping[str, Any], seeds: int) -> str:
-    """ "small: minilm, 200 training rows, 3 epochs, 1 seed"."""
-    parts = {
-        "model": str(recipe.get("model")),
-        "rows": f"{recipe.get('rows')} training rows",
-        "epochs": f"{recipe.get('epochs')} epoch{'s' * (recipe.get('epochs') != 1)}",
-        "test": f"up to {recipe.get('test')} test rows",
-        "questions": f"{recipe.get('questions')} questions a task",
-    }
-    told = [part for name, part in parts.items() if recipe.get(name)] + [f"{seeds} seed{'s' * (seeds != 1)}"]
-    return f"{recipe['scale']}: {', '.join(told)}"
-
-
-def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
-    """Rows whose recipes agree in everything but `names`, in the order in which they came."""
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        shared = {key: value for key, value in row["recipe"].items() if key not in names}
-        groups.setdefault(tuple(sorted((key, str(value)) for key, value in shared.items())), []).append(row)
-    return groups
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
@@ -71,8 +46,7 @@ def _titled(title: str, body: list[str]) -> list[str]:
 
 
 def _method(row: Row) -> str:
-    name = str(row["recipe"]["method"])
-    return LABELS.get(name, name)
+    return label_of(str(row["recipe"]["method"]))
 
 
 def _pilot1(rows: Sequence[Row]) -> list[str]:
@@ -110,37 +84,52 @@ def _pilot2(rows: Sequence[Row]) -> list[str]:
 
 def _glue(rows: Sequence[Row]) -> list[str]:
     text = []
-    for group in grouped(rows, "task", "method", "learning_rate").values():
-        tasks = list(dict.fromkeys(row["recipe"]["task"] for row in group))
-        methods = list(dict.fromkeys(row["recipe"]["method"] for row in group))
+    for group, search in glue_groups(rows):
+        tasks, methods = (list(dict.fromkeys(row["recipe"][name] for row in group)) for name in ("task", "method"))
         metric = {row["recipe"]["task"]: row["metrics"]["metric"] for row in group}
-        lines = []
+        lines, scores = [], {}
         for method in methods:
-            own = [row for row in group if row["recipe"]["method"] == method]
-            cells = {task: _chosen([row for row in own if row["recipe"]["task"] == task]) for task in tasks}
-            done = [statistics.fmean(scores) for scores, _ in cells.values() if scores]
-            lines.append(
-                [
-                    METHODS[method].label,
-                    f"{own[0]['metrics']['trainable']:,}",
-                    *(f"{spread(scores)} ({rates})" if scores else "–" for scores, rates in cells.values()),
-                    percent(statistics.fmean(done) if len(done) == len(tasks) else None),
-                ]
+            cells, scores[method] = [], {}
+            for task in tasks:
+                kept, tried = chosen(_of(group, task, method), _of(search, task, method))
+                scores[method][task] = {seed: row["metrics"]["test"] for seed, row in kept.items()}
+                cells.append(f"{spread(list(scores[method][task].values()))} ({tried or '?'})" if kept else "–")
+            means = [statistics.fmean(own.values()) for own in scores[method].values() if own]
+            trainable = next(row["metrics"]["trainable"] for row in group if row["recipe"]["method"] == method)
+            mean = percent(statistics.fmean(means) if len(means) == len(tasks) else None)
+            lines.append([label_of(method), f"{trainable:,}", *cells, mean])
+        title = f"{_scale(group)}; {rates_of(group[0]['recipe'])}"
+        if all(method in scores for method in COMPARED) and (line := _difference(*(scores[m] for m in COMPARED))):
+            lines.append(line)
+            title += (
+                "; last line: mean difference over the seeds that both have, in square brackets its 95 % interval "
+                "by resampling seeds"
             )
         header = ["method", "trainable", *(f"{task} ({metric[task]})" for task in tasks), "mean"]
-        title = f"{_scale(group)}; in brackets how many learning rates were tried"
         text += _titled(title, markdown(header, lines))
     return text
 
 
-def _chosen(rows: Sequence[Row]) -> tuple[list[float], int]:
-    """Test scores of every seed at the learning rate that is best on the first seed's validation; rates tried."""
-    first = [row for row in rows if row["seed"] == 0]
-    if not first:
-        return [], 0
-    rate = best(first)["recipe"]["learning_rate"]
-    newest = {row["seed"]: row["metrics"]["test"] for row in rows if row["recipe"]["learning_rate"] == rate}
-    return list(newest.values()), len({row["recipe"]["learning_rate"] for row in first})
+def _of(rows: Iterable[Row], task: str, method: str) -> list[Row]:
+    return [row for row in rows if (row["recipe"]["task"], row["recipe"]["method"]) == (task, method)]
+
+
+def _difference(one: Mapping[str, dict[int, float]], other: Mapping[str, dict[int, float]]) -> list[str]:
+    """A line of paired differences, task by task and of the mean; none where no task has two shared seeds."""
+    found = [paired(one[task], other[task]) for task in one]
+    found.append(paired(mean_by_seed(one.values()), mean_by_seed(other.values())))
+    seeds = {difference.seeds for difference in found if difference}
+    if not seeds:
+        return []
+    told = " or ".join(map(str, sorted(seeds)))
+    return [f"{' − '.join(map(label_of, COMPARED))}, {told} seeds", "–", *map(_interval, found)]
+
+
+def _interval(found: Paired | None) -> str:
+    if found is None:
+        return "–"
+    mean, low, high = (f"{100 * value:+.{DECIMALS}f}" for value in found[:3])
+    return f"{mean} [{low}, {high}]"
 
 
 def _reasoning(rows: Sequence[Row]) -> list[str]:
@@ -201,10 +190,50 @@ def _efficiency(rows: Sequence[Row]) -> list[str]:
     text = []
     for row in rows:
         numbers = dict(_flat(row["metrics"]))
-        machine = f"{row['machine']['cpus']} {row['machine']['architecture']} cores, {row['machine']['accelerator'] or 'no GPU'}"
         lines = [[name, f"{value:.4g}"] for name, value in numbers.items()]
-        text += _titled(f"bench {row['recipe']['bench']}, {machine}", markdown(["figure", "value"], lines))
+        text += _titled(f"bench {row['recipe']['bench']}, {_machine(row)}", markdown(["figure", "value"], lines))
     return text
+
+
+def _size(rows: Sequence[Row]) -> list[str]:
+    counted, timed = ([row for row in rows if row["recipe"]["measure"] == name] for name in ("count", "step"))
+    text = []
+    if counted:
+        lines = []
+        for row in counted:
+            total = row["metrics"]["parameters"]
+            cells = [cell for name in COMPARED for cell in _share(row["metrics"][name], total)]
+            lines.append([row["recipe"]["model"], f"{total:,}", *cells])
+        names = [cell for name in COMPARED for cell in (label_of(name), "share")]
+        title = "shapes of published models, without their weights; trainable parameters on every linear layer of the blocks"
+        text += _titled(title, markdown(["shape", "parameters", *names], lines))
+    for group in grouped(timed, "hidden", "intermediate", "blocks", "heads", "kv_heads").values():
+        recipe, machine = group[0]["recipe"], group[0]["machine"]
+        title = (
+            f"random weights, {recipe['batch']} rows of {recipe['tokens']} tokens, medians of {recipe['rounds']} rounds; "
+            f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}, {_machine(group[0])}"
+        )
+        lines = [
+            [
+                f"width {row['recipe']['hidden']}, {row['recipe']['blocks']} blocks",
+                f"{row['metrics']['parameters']:,}",
+                *(f"{row['metrics'][name]:.3g}" for name in ("floor_s", "step_s")),
+                "{ratio:.2f} ({ratio_min:.2f} to {ratio_max:.2f})".format(**row["metrics"]),
+            ]
+            for row in group
+        ]
+        header = ["shape", "parameters", "floor, s", "step with RoAd1, s", "step over floor (rounds)"]
+        text += _titled(title, markdown(header, lines))
+    return text
+
+
+def _share(part: int, whole: int) -> tuple[str, str]:
+    return f"{part:,}", f"{100 * part / whole:.3f} %"
+
+
+def _machine(row: Row) -> str:
+    found = row["machine"]
+    return f"{found['cpus']} {found['architecture']} cores, {found['accelerator'] or 'no GPU'}"
 
 
 def _flat(value: Any, name: str = "") -> Iterable[tuple[str, float]]:
@@ -229,4 +258,5 @@ TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "instruct": _instruct,
     "multimodal": _multimodal,
     "efficiency": _efficiency,
+    "size": _size,
 }

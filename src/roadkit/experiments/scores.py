@@ -1,0 +1,131 @@
+"""Which ledger rows count: runs of one scale together, the learning rate that was chosen, differences seed by seed.
+
+for group, search in glue_groups(rows): kept, tried = chosen(group, search)      # of one task and method
+paired({0: 0.8, 1: 0.9}, {0: 0.7, 1: 0.6})                                       # 0.2, from 0.1 to 0.3
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import decoders, multimodal
+from .glue import best
+from .methods import METHODS
+
+Row = Mapping[str, Any]
+GLUE_RUN = ("task", "method", "learning_rate")  # what tells apart the runs of one scale
+RESAMPLES = 10_000
+LABELS = decoders.LABELS | multimodal.LABELS | {name: method.label for name, method in METHODS.items()}
+
+
+class Paired(NamedTuple):
+    """The mean difference, its 95 % interval, and over how many seeds."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+
+def label_of(method: str) -> str:
+    """A method's name in tables and figures."""
+    return LABELS.get(method, method)
+
+
+def scale_of(recipe: Mapping[str, Any], seeds: int) -> str:
+    """ "small: minilm, 200 training rows, 3 epochs, 1 seed"."""
+    parts = {
+        "model": str(recipe.get("model")),
+        "rows": f"{recipe.get('rows')} training rows",
+        "epochs": _epochs(recipe.get("epochs")),
+        "test": f"up to {recipe.get('test')} test rows",
+        "questions": f"{recipe.get('questions')} questions a task",
+        "bf16": "16-bit arithmetic",
+    }
+    told = [part for name, part in parts.items() if recipe.get(name)] + [f"{seeds} seed{'s' * (seeds != 1)}"]
+    return f"{recipe['scale']}: {', '.join(told)}"
+
+
+def rates_of(recipe: Mapping[str, Any]) -> str:
+    """What the numbers in brackets count, and the runs they were counted in."""
+    if recipe.get("search_epochs") is None:
+        return "in brackets how many learning rates were tried"
+    return f"learning rates chosen in runs of {_epochs(recipe['search_epochs'])}, in brackets how many were tried"
+
+
+def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
+    """Rows whose recipes agree in everything but `names`, in the order in which they came."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_key(row["recipe"], *names), []).append(row)
+    return groups
+
+
+def glue_groups(rows: Iterable[Row]) -> list[tuple[list[Row], list[Row]]]:
+    """The runs of each scale, and the runs that chose their learning rates: shorter ones, or themselves.
+
+    A group that only chose the rates of another is none of its own.
+    """
+    groups = grouped(rows, *GLUE_RUN)
+    searches = {key: _search_key(group[0]["recipe"]) for key, group in groups.items()}
+    only = {
+        search
+        for key, search in searches.items()
+        if search != key and all(row["seed"] == 0 for row in groups.get(search, ()))
+    }
+    return [(group, groups.get(searches[key], [])) for key, group in groups.items() if key not in only]
+
+
+def chosen(rows: Sequence[Row], search: Sequence[Row]) -> tuple[dict[int, Row], int]:
+    """Seed → its run at the rate that the search's validation scores choose; and how many rates the search tried.
+
+    Where the search is not in the ledger the rows' own first seed chooses, and 0 rates are known.
+    """
+    tried = [row for row in search if row["seed"] == 0]
+    first = tried or [row for row in rows if row["seed"] == 0]
+    if not first:
+        return {}, 0
+    rate = best(first)["recipe"]["learning_rate"]
+    newest = {row["seed"]: row for row in rows if row["recipe"]["learning_rate"] == rate}
+    return newest, len({row["recipe"]["learning_rate"] for row in tried})
+
+
+def mean_by_seed(scores: Iterable[Mapping[int, float]]) -> dict[int, float]:
+    """The mean over tasks of every seed that all of them have."""
+    tasks = list(scores)
+    shared = set.intersection(*(set(task) for task in tasks)) if tasks else set()
+    return {seed: statistics.fmean(task[seed] for task in tasks) for seed in sorted(shared)}
+
+
+def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Paired | None:
+    """one − other over the seeds that both have; None where these are fewer than two.
+
+    The interval holds the middle 95 % of the means of `RESAMPLES` draws, with replacement, of as many seeds.
+    """
+    differences = np.array([one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())])
+    count = len(differences)
+    if count < 2:
+        return None
+    drawn = np.random.RandomState(0).randint(count, size=(RESAMPLES, count))  # its numbers are the same in any numpy
+    low, high = np.quantile(differences[drawn].mean(axis=1), (0.025, 0.975))
+    return Paired(float(differences.mean()), float(low), float(high), count)
+
+
+def _epochs(count: Any) -> str:
+    return f"{count} epoch{'s' * (count != 1)}"
+
+
+def _key(recipe: Mapping[str, Any], *without: str) -> tuple:
+    """A setting that is None or False is as one that an older row lacks."""
+    kept = {name: value for name, value in recipe.items() if name not in without}
+    return tuple(sorted((name, str(value)) for name, value in kept.items() if value is not None and value is not False))
+
+
+def _search_key(recipe: Mapping[str, Any]) -> tuple:
+    epochs = recipe.get("search_epochs")
+    changes = {} if epochs is None else {"epochs": epochs, "search_epochs": None}
+    return _key({**recipe, **changes}, *GLUE_RUN)
