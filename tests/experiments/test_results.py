@@ -79,12 +79,26 @@ def test_the_figure_and_its_data_are_written(ledger, tmp_path):
     assert (tmp_path / "glue.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_figure_4_is_drawn_from_its_benchmark(tmp_path):
+    from roadkit.experiments.figures import draw
+
+    rates = {"median": 2.0, "min": 1.0, "max": 3.0, "values": [1.0, 2.0, 3.0]}
+    halves = {"left": {"merged": rates, "lora rank 4": rates}, "right": {"peft lora, 32 tokens": rates}}
+    machine = {"cpus": 2, "architecture": "x86_64", "accelerator": None}
+    recipe = {"experiment": "efficiency", "bench": "figure4"}
+    row = {"recipe": recipe, "seed": 0, "machine": machine, "metrics": {"tokens_per_second": halves}}
+    assert [path.name for path in draw([row], tmp_path)] == ["figure4.csv", "figure4.png"]
+    _, *lines = (tmp_path / "figure4.csv").read_text().splitlines()
+    ends = [line.split("no GPU")[1].lstrip('"') for line in lines]
+    assert ends == [",left,merged,,2.0,1.0,3.0", ",left,lora,4,2.0,1.0,3.0", ",right,peft lora,32,2.0,1.0,3.0"]
+
+
 def test_the_committed_page_and_figures_agree_with_the_committed_ledger(tmp_path):
     ledger = Ledger(DOCS / "data" / "experiments.jsonl")
-    page = (DOCS / "experiments.md").read_text(encoding="utf-8")
-    (tmp_path / "experiments.md").write_text(page, encoding="utf-8")
+    page = (DOCS / "results.md").read_text(encoding="utf-8")
+    (tmp_path / "results.md").write_text(page, encoding="utf-8")
     written = write(ledger, tmp_path)
-    assert (tmp_path / "experiments.md").read_text(encoding="utf-8") == page
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == page
     assert len(newest(ledger)) == len(ledger.rows())
     for path in written:
         if path.suffix == ".csv":

@@ -153,7 +153,8 @@ def draw_trajectory(rows: Rows, target: Path) -> list[Path]:
 
 def draw_changes(rows: Rows, target: Path) -> list[Path]:
     """A panel an arm of several tasks: what each condition (rows) does to each task's held-out loss (columns)."""
-    arms = list(dict.fromkeys(row["arm"] for row in rows if row["condition"] not in ("base", row["task"])))
+    several = [row for row in rows if row["condition"] not in ("base", row["task"])]
+    arms = list(dict.fromkeys(row["arm"] for row in several or rows))
     columns = min(len(arms), 4)
     lines = -(-len(arms) // columns)
     bound = max(abs(row["change"]) for row in rows) or 1.0

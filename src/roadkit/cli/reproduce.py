@@ -76,7 +76,7 @@ def merging(
 def report(
     output: Path = typer.Argument(Path("results/composition"), help="Folder of the composition experiment's ledger."),
     ledger: Path = experiments.ledger_option,
-    docs: Path = typer.Option(Path("docs"), help="Folder of experiments.md and of the figures."),
+    docs: Path = typer.Option(Path("docs"), help="Folder of results.md and of the figures."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line."),
 ) -> None:
     """Rebuild every table and figure from the ledgers; nothing is run."""

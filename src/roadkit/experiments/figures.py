@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_atomic
-from .quality import EXPERIMENTS, plot_quality, quality
+from .quality import COLORS, EXPERIMENTS, MARKERS, plot_quality, quality
 from .scores import Row, glue_groups, label_of, scale_of
 
 SHOWN = ("mean", "q05", "q25", "q50", "q75", "q95")
@@ -78,6 +78,45 @@ def _glue(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for group, _ in glue_groups(rows)
         for row in group
     ]  # fmt: skip
+
+
+def _figure4(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The newest run of bench figure4: "lora rank 8" and "peft lora, 32 tokens" become a side and a place."""
+    measured = [row for row in rows if row["recipe"]["bench"] == "figure4"][-1:]
+    data = []
+    for row in measured:
+        machine = row["machine"]
+        scale = f"smollm2, {machine['cpus']} {machine['architecture']} cores, {machine['accelerator'] or 'no GPU'}"
+        for half, sides in row["metrics"]["tokens_per_second"].items():
+            for name, rates in sides.items():
+                side, _, place = name.partition(" rank " if half == "left" else ", ")
+                at = int(place.split()[0]) if place else ""
+                numbers = {key: round(rates[key], 3) for key in ("median", "min", "max")}
+                data.append({"scale": scale, "half": half, "side": side, "at": at, **numbers})
+    return data
+
+
+def _plot_figure4(figure: Any, data: Sequence[Row]) -> None:
+    """Left: LoRA kept apart over its rank, one request; right: eight adapters over the tokens generated."""
+    left, right = figure.subplots(1, 2)
+    for axes, half in ((left, "left"), (right, "right")):
+        own = [row for row in data if row["half"] == half]
+        for k, side in enumerate(dict.fromkeys(row["side"] for row in own)):
+            rows = [row for row in own if row["side"] == side]
+            style = {"color": COLORS[k], "linestyle": ("-", "--", "-.", ":")[k % 4]}
+            if rows[0]["at"] == "":
+                axes.axhline(rows[0]["median"], label=side, **style)
+                continue
+            medians = [row["median"] for row in rows]
+            reach = [[row["median"] - row["min"] for row in rows], [row["max"] - row["median"] for row in rows]]
+            places = [row["at"] for row in rows]
+            axes.errorbar(places, medians, yerr=reach, marker=MARKERS[k], capsize=3, label=side, **style)
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("tokens per second")
+        axes.legend(fontsize="small")
+    left.set(xlabel="rank", title="one request")
+    right.set(xlabel="tokens generated", title="eight requests, each its own adapter")
 
 
 def _plot_pilot1(figure: Any, data: Sequence[Row]) -> None:
@@ -146,4 +185,5 @@ FIGURES = {  # name → experiments, data, plot
     "pilot2": (("pilot2",), _pilot2, _plot_pilot2),
     "glue": (("glue",), _glue, _plot_glue),
     "figure1": (EXPERIMENTS, quality, plot_quality),
+    "figure4": (("efficiency",), _figure4, _plot_figure4),
 }

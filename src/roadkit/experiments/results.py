@@ -1,4 +1,4 @@
-"""docs/experiments.md and docs/figures, rebuilt from the ledger alone.
+"""docs/results.md and docs/figures, rebuilt from the ledger alone.
 
     write(Ledger(Path("docs/data/experiments.jsonl")), Path("docs"))
 
@@ -16,7 +16,7 @@ from .figures import draw
 from .ledger import Ledger
 from .tables import tables
 
-PAGE = "experiments.md"
+PAGE = "results.md"
 _MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -9,20 +9,24 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from . import paper
 from .scores import Paired, Row, chosen, glue_groups, grouped, label_of, mean_by_seed, paired, rates_of, scale_of
+from .summary import summary
 
 DECIMALS = 1  # of percentages
 COMPARED = ("road_1", "lora")  # in the last line of GLUE's tables, and by size
 
 
 def tables(rows: Sequence[Row]) -> dict[str, str]:
-    """Experiment → its tables; an experiment without finished runs says so."""
-    return {
+    """Experiment → its tables, `paper_…` → the paper's, `summary`; an experiment without finished runs says so."""
+    found = {
         name: "\n".join(
             make([row for row in rows if row["recipe"].get("experiment") == name]) or ["No finished run yet."]
         )
         for name, make in TABLES.items()
     }
+    quoted = {f"paper_{name}": "\n".join(paper.quoted(name)) for name in paper.experiments()}
+    return found | quoted | {"summary": "\n".join(summary(rows))}
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:

@@ -1,0 +1,45 @@
+"""Paper and ours side by side: the right average, the scale, and a command that gives these very runs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from roadkit.experiments import decoders, encoders
+from roadkit.experiments.glue import recipe_of, searching
+from roadkit.experiments.summary import summary
+
+
+def row(recipe, seed=0, **metrics):
+    return {"key": str((sorted(map(str, recipe.items())), seed)), "recipe": recipe, "seed": seed, "metrics": metrics}
+
+
+def test_glue_beside_the_paper_with_its_command():
+    settings = encoders.Settings(rows=100, epochs=3, search_epochs=1, bf16=True)
+    search = [
+        row(recipe_of(searching(settings), "sst2", "road_1", rate), validation=rate, test=0.1, trainable=7)
+        for rate in (0.1, 0.2)
+    ]
+    final = [
+        row(recipe_of(settings, "sst2", "road_1", 0.2), seed, validation=0.9, test=0.8 + seed / 10, trainable=7)
+        for seed in (0, 1)
+    ]
+    text = "\n".join(summary([*search, *final]))
+    assert "| RoAd1 | 85.6 (RoBERTa-base) | 85.0 ± 7.1 | 7 |" in text
+    assert (
+        "`roadkit reproduce glue --rows 100 --bf16 --search-epochs 1 --tasks sst2 --methods road_1 --rates 2 --seeds 2`"
+        in text
+    )
+    assert "100 training rows" in text and "2 seeds" in text
+
+
+def test_a_suite_says_its_questions_and_leaves_out_what_is_usual():
+    tasks = ["mawps", "svamp"]
+    settings = dataclasses.asdict(decoders.Settings(questions=60, new_tokens=128))
+    recipe = {"experiment": "arithmetic", **settings, "tasks": tasks, "method": "base", "learning_rate": 0.0}
+    text = "\n".join(summary([row(recipe, accuracy=dict.fromkeys(tasks, 0.25), trainable=0)]))
+    assert "`roadkit reproduce arithmetic --questions 60 --tasks mawps,svamp --methods base`" in text
+    assert "| base | – | 25.0 | 0 |" in text
+
+
+def test_nothing_finished():
+    assert summary([]) == ["No finished run yet."]
