@@ -46,7 +46,9 @@ def test_scales_never_share_a_table_and_gaps_have_no_mean(ledger):
 
 
 def test_an_experiment_without_runs_says_so():
-    assert set(tables([]).values()) == {"No finished run yet."}
+    found = tables([])
+    assert {text for name, text in found.items() if not name.startswith("paper_")} == {"No finished run yet."}
+    assert all("quoted from arXiv" in text for name, text in found.items() if name.startswith("paper_"))
 
 
 def test_spread_and_scale_in_words():
@@ -107,5 +109,5 @@ def test_the_committed_page_and_figures_agree_with_the_committed_ledger(tmp_path
 
 def test_a_missing_page_is_named(ledger, tmp_path):
     add(ledger, "road_1", 1e-3, 0, 0.7, 0.5)
-    with pytest.raises(RecipeError, match=r"experiments\.md is missing"):
+    with pytest.raises(RecipeError, match=r"results\.md is missing"):
         write(ledger, tmp_path)
