@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from roadkit.experiments.decoders import Tuned, prompt_of
 from roadkit.experiments.encoders import EncoderData
 from roadkit.experiments.jobs import Job, run_jobs
 from roadkit.experiments.ledger import Ledger
+from roadkit.experiments.scores import glue_groups
 from roadkit.train.data import Table
 
 
@@ -74,8 +76,6 @@ def test_glue_searches_then_reruns_the_best_on_further_seeds(small, data, ledger
 
 
 def test_a_shorter_search_chooses_the_rate_of_the_runs_that_count(small, data, ledger):
-    import dataclasses
-
     settings = dataclasses.replace(small, epochs=2, search_epochs=1, bf16=True)
     glue.run(settings, ledger, data=data, tasks=["sst2"], methods=["road_1"], seeds=2, num_rates=2)
     rows = ledger.rows()
@@ -92,8 +92,6 @@ def test_of_equal_scores_the_smaller_loss_is_better():
 
 
 def test_presets_are_the_papers_settings(ledger, monkeypatch):
-    import dataclasses
-
     from roadkit.experiments.encoders import FULL
 
     monkeypatch.setattr(glue, "_compute", lambda rows, epochs, method, rate: {"epochs": epochs, "rate": rate})
@@ -102,6 +100,7 @@ def test_presets_are_the_papers_settings(ledger, monkeypatch):
     glue.run(FULL, ledger, **options, seeds=3)
     found = {(row["recipe"]["task"], row["recipe"]["batch_size"], *row["metrics"].values()) for row in ledger.rows()}
     assert found == {("rte", 32, 20, 3e-3), ("mnli", 16, 10, 1e-3)}
+    ((group, _),) = glue_groups(ledger.rows())  # one table, though epochs and batch sizes differ
     assert len(ledger.rows()) == 6
     with pytest.raises(RecipeError, match="presets of RoAd on roberta-base and roberta-large"):
         glue.run(dataclasses.replace(FULL, model="minilm"), ledger, **options)
@@ -110,8 +109,6 @@ def test_presets_are_the_papers_settings(ledger, monkeypatch):
 
 
 def test_training_improves_on_the_head_it_began_with(small, data):
-    import dataclasses
-
     rows = EncoderData.load("sst2", dataclasses.replace(small, rows=None, epochs=6), data=data, seed=0)
     fitted = rows.fit(rows.fresh(), "road_1", 2e-2)
     assert fitted.validation["accuracy"] > 0.9
@@ -153,9 +150,35 @@ def test_commonsense_answers_with_an_adapter_and_merged(decoder, data, ledger):
         reasoning.run("commonsense", decoder, ledger, data=data, tasks=["boolqq"])
 
 
-def test_the_full_scale_reads_the_papers_file(data, decoder, tmp_path):
-    import dataclasses
+@pytest.mark.parametrize("method", ["road_1", "lora"])
+def test_every_epoch_is_kept_and_the_last_is_the_trained_model(decoder, data, method):
+    settings = dataclasses.replace(decoder, epochs=3, new_tokens=8)
+    table = reasoning.training_rows(reasoning.SUITES["commonsense"], data, settings, seed=0)
+    question = ["Is 1 even?"]
+    kept = Tuned.train(settings, method, 5e-2, table, seed=0, every_epoch=True)
+    answers = [kept.answer(question, new_tokens=8, epoch=epoch) for epoch in range(3)]
+    assert len(kept.epochs) == 3 and answers[0] != answers[2]
+    assert kept.answer(question, new_tokens=8, epoch=0) == answers[0]  # whatever was asked in between
+    last = Tuned.train(settings, method, 5e-2, table, seed=0)
+    assert len(last.epochs) == 1 and last.answer(question, new_tokens=8) == answers[2]
 
+
+def test_the_best_epoch_is_reported(decoder, data, ledger, monkeypatch):
+    given = iter([["true", "false"], ["true", "true"], ["false", "false"]])
+    monkeypatch.setattr(Tuned, "answer", lambda self, instructions, **options: next(given))
+    monkeypatch.setattr(reasoning, "sample_rows", lambda table, count, seed: Table(
+        [{"instruction": str(i), "output": "true", "answer": "true"} for i in range(2)], [1, 2], "ours"
+    ))  # fmt: skip
+    settings = dataclasses.replace(decoder, epochs=3)
+    options = {"data": data, "tasks": ["boolq"], "methods": ["road_1"], "every_epoch": True}
+    reasoning.run("commonsense", settings, ledger, **options)
+    (row,) = ledger.rows()
+    assert [epoch["boolq"] for epoch in row["metrics"]["epochs"]] == [0.5, 1.0, 0.0]
+    assert row["metrics"]["accuracy"] == {"boolq": 1.0}
+    assert row["recipe"]["every_epoch"]
+
+
+def test_the_full_scale_reads_the_papers_file(data, decoder, tmp_path):
     full = dataclasses.replace(decoder, scale="full", rows=2)
     (tmp_path / "math").mkdir()
     rows = [{"instruction": "1?", "input": "", "output": "1", "answer": "1"}] * 3

@@ -119,6 +119,9 @@ def _suite(name: str, text: str, *, new_tokens: int | None = None, full_epochs: 
         new_tokens: int | None = typer.Option(new_tokens, help="Tokens an answer at most, in place of the scale's."),
         epochs: int | None = epochs_option,
         bf16: bool = bf16_option,
+        every_epoch: bool | None = typer.Option(
+            None, "--every-epoch/--last-epoch", help="Score after each epoch and report the best; at full scale usual."
+        ),
         seed: int = seed_option,
         budget: float | None = budget_option,
         json: bool = json_option,
@@ -140,6 +143,7 @@ def _suite(name: str, text: str, *, new_tokens: int | None = None, full_epochs: 
             methods=_list(methods, reasoning.METHODS_RUN),
             tasks=_list(tasks, ()),
             seed=seed,
+            every_epoch=scale == "full" if every_epoch is None else every_epoch,
             budget=budget,
             progress=_say(json),
         )

@@ -9,13 +9,15 @@ first. LoReFT, which edits hidden states and has nothing to merge, answers throu
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 
 from .. import models
 from ..adapter import Adapter, Base
@@ -30,7 +32,7 @@ from ..train.prepared import Prepared, load_base, prepare
 from ..train.recipe import Recipe
 from ..train.tuned import borrowed
 from . import loreft
-from .fit import fit
+from .fit import fit, put_back, snapshot
 from .methods import find
 
 BASE, LOREFT = "base", "loreft"  # methods of decoders alone: the one that tunes nothing, and LoReFT
@@ -69,15 +71,28 @@ FULL = Settings(
 
 @dataclass(frozen=True)
 class Tuned:
-    """What answers; `adapter` is the one that the engine registered, None where the method is elsewhere."""
+    """What answers: the model after the last epoch, or after each one.
 
-    complete: Complete
+    epochs    one `Complete` for each epoch that was kept, in order; the last is the trained model
+    adapter   the one that the engine registered last, None where the method is elsewhere
+    """
+
+    epochs: Sequence[Complete]
     facts: dict[str, Any]
     adapter: Adapter | None = None
 
     @classmethod
-    def train(cls, settings: Settings, method: str, learning_rate: float, table: Table, *, seed: int) -> Tuned:
-        """Tune the base on rows of (instruction, output); `BASE` tunes nothing."""
+    def train(
+        cls,
+        settings: Settings,
+        method: str,
+        learning_rate: float,
+        table: Table,
+        *,
+        seed: int,
+        every_epoch: bool = False,
+    ) -> Tuned:
+        """Tune the base on rows of (instruction, output); `BASE` tunes nothing. every_epoch: keep all of them."""
         if method == BASE:
             dtype = "bfloat16" if settings.bf16 else "float32"
             model, tokenizer = models.load_causal(settings.model, dtype=dtype), models.load_tokenizer(settings.model)
@@ -90,25 +105,33 @@ class Tuned:
                 group_by_length=True, bf16=settings.bf16, seed=seed,
             )  # fmt: skip
             if method == LOREFT:
+                if every_epoch:
+                    raise RecipeError("LoReFT keeps its last epoch only: run it with --last-epoch")
                 return cls._train_loreft(recipe, table)
-            return cls._train(method, prepare(recipe, table=table))
+            return cls._train(method, prepare(recipe, table=table), every_epoch)
 
     @classmethod
-    def _train(cls, method: str, prepared: Prepared) -> Tuned:
-        model, recipe = load_base(prepared), prepared.recipe
-        options = {"tokenizer": prepared.tokenizer, "train": prepared.train.examples}
+    def _train(cls, method: str, prepared: Prepared, every_epoch: bool) -> Tuned:
+        model, recipe, tokenizer = load_base(prepared), prepared.recipe, prepared.tokenizer
+        options: dict[str, Any] = {"tokenizer": tokenizer, "train": prepared.train.examples}
+        kept: list[Any] = []
         if method == "prefix":
             raise RecipeError("prefix tuning cannot be merged, and the engine has no prefixes: choose another method")
         if not method.startswith("road"):
-            fitted = fit(model, method, recipe, **options)
-            merge = isinstance(fitted.model, PeftModel)
-            model = fitted.model.merge_and_unload() if merge else fitted.model  # type: ignore[operator]
-            return cls(_served(model, prepared.tokenizer), _facts(fitted))
+            keep = (lambda tuned: kept.append(snapshot(tuned))) if every_epoch else None
+            fitted = fit(model, method, recipe, **options, after_epoch=keep)
+            epochs = [partial(_complete_at, prepared, method, tensors) for tensors in kept]
+            return cls(epochs or _served(_merged(fitted.model), tokenizer), _facts(fitted))
+        base = Base(models.canonical_name(recipe.model), models.config_fingerprint(model.config))
+
+        def adapter_of(tuned: Any) -> Adapter:
+            return to_adapter(trainable_tensors(tuned)[ROAD], tuned, base)
+
         with borrowed(model):
-            fitted = fit(model, method, recipe, **options)
-            base = Base(models.canonical_name(recipe.model), models.config_fingerprint(model.config))
-            adapter = to_adapter(trainable_tensors(fitted.model)[ROAD], fitted.model, base)  # type: ignore[arg-type]
-        return cls(_served(model, prepared.tokenizer, adapter), _facts(fitted), adapter)
+            keep = (lambda tuned: kept.append(adapter_of(tuned))) if every_epoch else None
+            fitted = fit(model, method, recipe, **options, after_epoch=keep)
+            adapters = kept or [adapter_of(fitted.model)]
+        return cls(_served(model, tokenizer, adapters), _facts(fitted), adapters[-1])
 
     @classmethod
     def _train_loreft(cls, recipe: Recipe, table: Table) -> Tuned:
@@ -125,11 +148,11 @@ class Tuned:
         def complete(prompts: Sequence[str], new_tokens: int) -> list[str]:
             return loreft.answer(model, tokenizer, edits, prompts, new_tokens=new_tokens)
 
-        return cls(complete, facts)
+        return cls([complete], facts)
 
-    def answer(self, instructions: Sequence[str], *, new_tokens: int) -> list[str]:
+    def answer(self, instructions: Sequence[str], *, new_tokens: int, epoch: int = -1) -> list[str]:
         """Greedy answers, batched."""
-        return self.complete([prompt_of(text) for text in instructions], new_tokens)
+        return self.epochs[epoch]([prompt_of(text) for text in instructions], new_tokens)
 
 
 def label_of(method: str) -> str:
@@ -147,18 +170,31 @@ def prompt_of(instruction: str) -> str:
     return ALPACA.format(paired="", instruction=instruction, input="")
 
 
-def _served(model: Any, tokenizer: Any, adapter: Adapter | None = None) -> Complete:
-    """Answers of an engine, all in one mixed batch."""
+def _served(model: Any, tokenizer: Any, adapters: Sequence[Adapter] = ()) -> list[Complete]:
+    """One engine that answers with each of the adapters, or without any."""
     model.eval().requires_grad_(False)
-    adapters = {} if adapter is None else {ADAPTER: adapter}
-    engine = Engine(model, tokenizer, adapters=adapters, max_batch=8, max_context=1024, cache_gib=0.5)
+    named = {f"{ADAPTER}-{i}": adapter for i, adapter in enumerate(adapters)}
+    engine = Engine(model, tokenizer, adapters=named, max_batch=8, max_context=1024, cache_gib=0.5)
+    return [partial(_complete, engine, name) for name in named or (None,)]
 
-    def complete(prompts: Sequence[str], new_tokens: int) -> list[str]:
-        name = ADAPTER if adapters else None
-        requests = [Request(prompt=text, adapter=name, max_tokens=new_tokens) for text in prompts]
-        return [completion.text for completion in engine.generate(requests)]
 
-    return complete
+def _complete(engine: Engine, adapter: str | None, prompts: Sequence[str], new_tokens: int) -> list[str]:
+    requests = [Request(prompt=text, adapter=adapter, max_tokens=new_tokens) for text in prompts]
+    return [completion.text for completion in engine.generate(requests)]
+
+
+def _complete_at(
+    prepared: Prepared, method: str, tensors: Mapping[str, Tensor], prompts: Sequence[str], new_tokens: int
+) -> list[str]:
+    """Answers of the model as it was after an earlier epoch, built and merged anew."""
+    model = find(method).tune(load_base(prepared), prepared.recipe)
+    put_back(model, tensors)
+    (complete,) = _served(_merged(model), prepared.tokenizer)
+    return complete(prompts, new_tokens)
+
+
+def _merged(model: Any) -> Any:
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
 def _facts(fitted: Any) -> dict[str, Any]:

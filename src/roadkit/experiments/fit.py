@@ -8,7 +8,7 @@ Data, loops, schedules and guards are those of `roadkit.train`, whatever the met
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,12 +60,20 @@ class KeepBest(TrainerCallback):
         if self.best and better * found[self.metric] <= better * self.best[self.metric]:
             return
         self.best = found
-        self._kept = {name: value.detach().clone() for name, value in _trained(kwargs["model"])}
+        self._kept = snapshot(kwargs["model"])
 
-    @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
-        for name, value in _trained(model):
-            value.copy_(self._kept[name])
+        put_back(model, self._kept)
+
+
+class AfterEpoch(TrainerCallback):
+    """Shows the model to `look` whenever an epoch ends."""
+
+    def __init__(self, look: Callable[[nn.Module], None]):
+        self.look = look
+
+    def on_epoch_end(self, args, state, control, **kwargs: Any) -> None:
+        self.look(kwargs["model"])
 
 
 def fit(
@@ -77,8 +85,11 @@ def fit(
     train: Sequence[Mapping[str, Any]],
     validation: Sequence[Mapping[str, Any]] = (),
     best: str = "loss",
+    after_epoch: Callable[[nn.Module], None] | None = None,
 ) -> Fitted:
     """Train `method` on tokenised rows. With validation rows, evaluate after every epoch and keep the best one.
+
+    after_epoch   called with the model in training at the end of each epoch
 
     Raises `RecipeError` for an unknown method or metric, and for a loss that stops being a number.
     """
@@ -100,6 +111,8 @@ def fit(
             size = recipe.eval_batch_size or recipe.batch_size
             trainer.args.set_evaluate("epoch", batch_size=size, delay=0.0)
             trainer.add_callback(keep)
+        if after_epoch:
+            trainer.add_callback(AfterEpoch(after_epoch))
         outcome = trainer.train()
     if validation:
         keep.restore(tuned)
@@ -107,5 +120,14 @@ def fit(
     return Fitted(tuned, keep.best, num_trainable(tuned, heads), outcome.global_step, outcome.training_loss)
 
 
-def _trained(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the tensors in training."""
+    return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+@torch.no_grad()
+def put_back(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    """Copy what `snapshot` gave back into the model."""
+    parameters = dict(model.named_parameters())
+    for name, value in kept.items():
+        parameters[name].copy_(value)

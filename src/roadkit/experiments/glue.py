@@ -62,7 +62,9 @@ def run(
     return run_jobs(jobs, ledger, budget=budget, progress=progress)
 
 
-def recipe_of(settings: Settings, task: str, method: str, learning_rate: float) -> dict[str, Any]:
+def recipe_of(
+    settings: Settings, task: str, method: str, learning_rate: float, *, preset: bool = False
+) -> dict[str, Any]:
     """What identifies a run in the ledger."""
     return {
         "experiment": "glue",
@@ -70,6 +72,7 @@ def recipe_of(settings: Settings, task: str, method: str, learning_rate: float) 
         "task": task,
         "method": method,
         "learning_rate": learning_rate,
+        **({"preset": True} if preset else {}),
     }
 
 
@@ -87,10 +90,10 @@ class _Runs:
         self.data = data
         self._loaded: dict[tuple[str, int, int], EncoderData] = {}
 
-    def job(self, settings: Settings, task: str, method: str, rate: float, seed: int) -> Job:
+    def job(self, settings: Settings, task: str, method: str, rate: float, seed: int, *, preset: bool = False) -> Job:
         return Job(
             f"{task}, {METHODS[method].label}, {rate:g}, {settings.epochs} epochs, seed {seed}",
-            recipe_of(settings, task, method, rate),
+            recipe_of(settings, task, method, rate, preset=preset),
             seed,
             lambda: _compute(self._rows(settings, task, seed), settings.epochs, method, rate),
         )
@@ -126,7 +129,8 @@ def _preset_jobs(runs, settings, tasks, methods, seeds) -> Iterator[Job]:
         )
     for seed, task, method in itertools.product(range(seeds), tasks, methods):
         rate, epochs, batch_size = PRESETS[name][task]
-        yield runs.job(dataclasses.replace(settings, epochs=epochs, batch_size=batch_size), task, method, rate, seed)
+        own = dataclasses.replace(settings, epochs=epochs, batch_size=batch_size)
+        yield runs.job(own, task, method, rate, seed, preset=True)
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -63,9 +63,16 @@ def quoted(experiment: str) -> list[str]:
     averaged = any(row["average"] is not None for row in table["rows"])
     header = ["model", "method", "trainable, %", *table["columns"], *(["average"] if averaged else []), "`--methods`"]
     lines = [header, [":--", ":--", *["--:"] * (len(header) - 3), ":--"]]
+    digits = max(_digits(number) for row in table["rows"] for number in row["scores"])
     for row in table["rows"]:
         name = RERUN.get(row["method"])
         rerun = f"`{name}`" if name and (experiment, name) not in ABSENT else "quoted, not rerun"
-        numbers = [row["percent"], *row["scores"], *([row["average"]] if averaged else [])]
-        lines.append([row["model"], row["method"], *("–" if n is None else f"{n:g}" for n in numbers), rerun])
+        numbers = [*row["scores"], *([row["average"]] if averaged else [])]
+        cells = ["–" if number is None else f"{number:.{digits}f}" for number in numbers]
+        percent = "–" if row["percent"] is None else f"{row['percent']:g}"
+        lines.append([row["model"], row["method"], percent, *cells, rerun])
     return [f"*quoted from {source(experiment)}*", "", *(f"| {' | '.join(cells)} |" for cells in lines), ""]
+
+
+def _digits(number: float | None) -> int:
+    return 0 if number is None or number == int(number) else len(str(number).partition(".")[2])

@@ -6,7 +6,8 @@ run("commonsense", Settings(rows=64), Ledger(path), data=Path("../shared/data"),
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,23 +65,25 @@ def run(
     methods: Sequence[str] = METHODS_RUN,
     tasks: Sequence[str] = (),
     seed: int = 0,
+    every_epoch: bool = False,
     budget: float | None = None,
     progress: Callable[[str], None] = log.info,
 ) -> int:
     """Do the runs that the ledger lacks; → how many the budget left out.
 
-    tasks   to score; none: all of the suite
+    tasks         to score; none: all of the suite
+    every_epoch   score after each epoch and report the best, which the test questions choose, as the paper does (§C.2)
     """
     if suite not in SUITES:
         raise RecipeError(f"no suite {suite!r}{nearest(suite, SUITES)}; there are {', '.join(SUITES)}")
     tasks = tuple(tasks) or SUITES[suite].tasks
     if unknown := [task for task in tasks if task not in SUITES[suite].tasks]:
         raise RecipeError(f"{suite} has no task {unknown[0]!r}{nearest(unknown[0], SUITES[suite].tasks)}")
-    jobs = _jobs(suite, settings, data, methods, tasks, seed)
+    jobs = _jobs(suite, settings, data, methods, tasks, seed, every_epoch)
     return run_jobs(jobs, ledger, budget=budget, progress=progress)
 
 
-def _jobs(suite, settings, data, methods, tasks, seed) -> Iterator[Job]:
+def _jobs(suite, settings, data, methods, tasks, seed, every_epoch) -> Iterator[Job]:
     for method in methods:
         rate = rate_of(method)
         recipe = {
@@ -89,20 +92,33 @@ def _jobs(suite, settings, data, methods, tasks, seed) -> Iterator[Job]:
             "tasks": list(tasks),
             "method": method,
             "learning_rate": rate,
+            **({"every_epoch": True} if every_epoch else {}),
         }
         yield Job(
             f"{suite}, {label_of(method)}",
             recipe,
             seed,
-            partial(_compute, SUITES[suite], settings, data, method, rate, tasks, seed),
+            partial(_compute, SUITES[suite], settings, data, method, rate, tasks, seed, every_epoch),
         )
 
 
-def _compute(suite, settings, data, method, rate, tasks, seed) -> dict[str, Any]:
-    tuned = Tuned.train(settings, method, rate, training_rows(suite, data, settings, seed=seed), seed=seed)
+def _compute(suite, settings, data, method, rate, tasks, seed, every_epoch) -> dict[str, Any]:
+    rows = training_rows(suite, data, settings, seed=seed)
+    tuned = Tuned.train(settings, method, rate, rows, seed=seed, every_epoch=every_epoch)
     asked = {task: sample_rows(suite.load(task, data, train=False), settings.questions, seed=0).rows for task in tasks}
+    instructions = [row["instruction"] for rows in asked.values() for row in rows]
+    epochs = [
+        _scores(suite, asked, tuned.answer(instructions, new_tokens=settings.new_tokens, epoch=epoch))
+        for epoch in range(len(tuned.epochs))
+    ]
+    found = max(epochs, key=lambda scores: statistics.fmean(scores["accuracy"].values()))
+    found |= {"questions": {task: len(rows) for task, rows in asked.items()}, **tuned.facts}
+    return found | ({"epochs": [scores["accuracy"] for scores in epochs]} if every_epoch else {})
+
+
+def _scores(suite: Suite, asked: Mapping[str, Sequence[Mapping[str, Any]]], texts: Sequence[str]) -> dict[str, Any]:
+    """Accuracy of each task, by the suite's rules; `texts` answer the rows of all tasks, in order."""
     flat = [(task, row) for task, rows in asked.items() for row in rows]
-    texts = tuned.answer([row["instruction"] for _, row in flat], new_tokens=settings.new_tokens)
     accuracy, strict, answered = {}, {}, 0
     for task, rows in asked.items():
         own = [(text, str(row["answer"])) for (name, row), text in zip(flat, texts, strict=True) if name == task]
@@ -110,8 +126,7 @@ def _compute(suite, settings, data, method, rate, tasks, seed) -> dict[str, Any]
         if suite.strict:
             strict[task] = sum(suite.strict(*pair) for pair in own) / len(rows)
             answered += sum(commonsense.extract(task, text) != "" for text, _ in own)
-    found = {"accuracy": accuracy, "questions": {task: len(rows) for task, rows in asked.items()}, **tuned.facts}
-    return found | ({"strict": strict, "answered": answered / len(flat)} if suite.strict else {})
+    return {"accuracy": accuracy} | ({"strict": strict, "answered": answered / len(flat)} if suite.strict else {})
 
 
 def training_rows(suite: Suite, data: Path, settings: Settings, *, seed: int) -> Table:

@@ -41,10 +41,11 @@ def scale_of(recipe: Mapping[str, Any], seeds: int) -> str:
     parts = {
         "model": str(recipe.get("model")),
         "rows": f"{recipe.get('rows')} training rows",
-        "epochs": _epochs(recipe.get("epochs")),
+        "epochs": "the paper's settings of each task" if recipe.get("preset") else _epochs(recipe.get("epochs")),
         "test": f"up to {recipe.get('test')} test rows",
         "questions": f"{recipe.get('questions')} questions a task",
         "bf16": "16-bit arithmetic",
+        "every_epoch": "the epoch that is best on these questions",
     }
     told = [part for name, part in parts.items() if recipe.get(name)] + [f"{seeds} seed{'s' * (seeds != 1)}"]
     return f"{recipe['scale']}: {', '.join(told)}"
@@ -121,6 +122,8 @@ def _epochs(count: Any) -> str:
 
 def _key(recipe: Mapping[str, Any], *without: str) -> tuple:
     """A setting that is None or False is as one that an older row lacks."""
+    if recipe.get("preset"):  # settings of each task's own
+        without = (*without, "epochs", "batch_size")
     kept = {name: value for name, value in recipe.items() if name not in without}
     return tuple(sorted((name, str(value)) for name, value in kept.items() if value is not None and value is not False))
 
