@@ -114,10 +114,20 @@ def _searched_jobs(runs, settings, ledger, tasks, methods, seeds, num_rates) -> 
             yield runs.job(search, task, method, rates[method][number], 0)
     for seed in range(seeds):
         for task, method in pairs:
-            recipes = [recipe_of(search, task, method, rate) for rate in rates[method]]
-            found = [row for recipe in recipes if (row := ledger.find(recipe, seed=0))]
-            if len(found) == num_rates:  # chosen only where the whole search is done
-                yield runs.job(settings, task, method, best(found)["recipe"]["learning_rate"], seed)
+            found = _searched(ledger, search, task, method)
+            if found.keys() >= set(rates[method]):  # chosen only where the whole search is done
+                rate = best(list(found.values()))["recipe"]["learning_rate"]
+                yield runs.job(settings, task, method, rate, seed)
+
+
+def _searched(ledger: Ledger, search: Settings, task: str, method: str) -> dict[float, dict[str, Any]]:
+    """Learning rate → its run, of every rate that was ever tried."""
+    found: dict[float, dict[str, Any]] = {}
+    for row in ledger.rows():
+        rate = row["recipe"].get("learning_rate")
+        if row["seed"] == 0 and row["recipe"] == recipe_of(search, task, method, rate):
+            found[rate] = row
+    return found
 
 
 def _preset_jobs(runs, settings, tasks, methods, seeds) -> Iterator[Job]:
