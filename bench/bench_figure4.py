@@ -9,14 +9,14 @@ from roadkit import models
 from roadkit.engine.engine import Engine
 
 RANKS = (1, 2, 4, 8, 16)
-LENGTHS, PEER_LENGTHS = (32, 128, 512), (32, 128)  # the paper: 256 to 4096
+LENGTHS, PEER_LENGTHS = (32, 64, 256), (32, 64)  # the paper: 256 to 4096
 
 
 def run(rounds: int = 3) -> dict:
     """Tokens per second, and ratios within a round.
 
     left   batch 1: PEFT's LoRA kept apart at every rank over the same model merged; an adapter in the engine over none
-    right  8 requests with 8 adapters: the engine's RoAd, PEFT's mixed LoRA r=8 and mixed RoAd; peers up to 128 tokens
+    right  8 requests with 8 adapters: the engine's RoAd, PEFT's mixed LoRA r=8 and mixed RoAd; peers up to 64 tokens
     """
     base = models.load_causal("smollm2")
     adapters = {f"a{i}": random_adapter(base, seed=i) for i in range(8)}
