@@ -176,11 +176,13 @@ def draw_changes(rows: Rows, target: Path) -> list[Path]:
                     at[1], at[0], f"{row['change']:+.2f}", ha="center", va="center", fontsize=7,
                     color="white" if dark else "black",
                 )  # fmt: skip
-            image = axis.imshow(grid.numpy(), cmap="PuOr_r", vmin=-bound, vmax=bound, aspect="auto")
+            axis.imshow(grid.numpy(), cmap="PuOr_r", vmin=-bound, vmax=bound, aspect="auto")
             axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
             axis.set_yticks(range(len(acting)), ["all" if "+" in name else name for name in acting])
             axis.set_title(arm, fontsize=9)
-        figure.colorbar(image, ax=axes, fraction=0.03, label="change of loss, nats a token (less is better)")
+        figure.colorbar(
+            axes[0][0].images[0], ax=axes, fraction=0.03, label="change of loss, nats a token (less is better)"
+        )
     return _names(target)
 
 

@@ -85,14 +85,15 @@ class EncoderData:
             seed=seed,
         )
         prepared = prepare(recipe, table=glue.sample_rows(train, settings.rows, seed=seed))
-        parts = [
+        held_out = [
             encode(
                 glue.sample_rows(part, count, seed=seed), prepared.layout, prepared.tokenizer, recipe,
                 max_length=prepared.max_length, labels=prepared.classes,
             ).examples
             for part, count in ((validation, settings.validation), (test, settings.test))
         ]  # fmt: skip
-        return cls(task, prepared, *parts, settings.bf16)
+        validation_rows, test_rows = held_out
+        return cls(task, prepared, validation_rows, test_rows, settings.bf16)
 
     @property
     def metric(self) -> str:

@@ -141,10 +141,11 @@ def _preset_jobs(runs, settings, tasks, methods, seeds) -> Iterator[Job]:
             f"there are presets of RoAd on {' and '.join(PRESETS)}, not of {', '.join(methods)} on {name}: "
             "leave --presets out to search"
         )
-    for seed, task, method in itertools.product(range(seeds), tasks, methods):
-        rate, epochs, batch_size = PRESETS[name][task]
-        own = dataclasses.replace(settings, epochs=epochs, batch_size=batch_size)
-        yield runs.job(own, task, method, rate, seed, preset=True)
+    for seed in range(seeds):
+        for task, method in itertools.product(tasks, methods):
+            rate, epochs, batch_size = PRESETS[name][task]
+            own = dataclasses.replace(settings, epochs=epochs, batch_size=batch_size)
+            yield runs.job(own, task, method, rate, seed, preset=True)
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
