@@ -3,7 +3,7 @@
     displacements(Settings(), Ledger(path), data=Path("../shared/data"))     # study 1, figures 2 left and middle, B.1
     disentangle(Settings(), Ledger(path), data=Path("../shared/data"))       # study 2, figure 2 right
 
-Study 2 takes MRPC, STS-B, CoLA and RTE; the last is our choice.
+Study 2 takes the tasks of figure 2: RTE, MRPC, STS-B and CoLA.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
         lines = ["| method | paper's average | here | trainable here |", "| :-- | --: | --: | --: |"]
         for row in own:
             quoted = paper.average(panel, row["method"])
-            told = f"{quoted[1]:g} ({quoted[0]})" if quoted else "–"
+            told = f"{quoted[1]:.1f} ({quoted[0]})" if quoted else "–"
             spread = f" ± {100 * row['deviation']:.1f}" if row["deviation"] != "" else ""
             score = f"{100 * row['score']:.1f}{spread}"
             lines.append(f"| {label_of(row['method'])} | {told} | {score} | {row['trainable']:,} |")
@@ -66,7 +66,7 @@ def command_of(group: Sequence[Row], own: Sequence[Mapping[str, Any]], *, rates:
 
 
 def _rates(rows: Sequence[Row], one: Row) -> int | None:
-    """How many learning rates each method tried in the search for the group that `one` belongs to."""
+    """How many learning rates every method tried, or more, in the search for the group that `one` belongs to."""
     if one["recipe"]["experiment"] != "glue":
         return None
     searches = [search for group, search in glue_groups(_glue(rows)) if one in group]
@@ -74,7 +74,7 @@ def _rates(rows: Sequence[Row], one: Row) -> int | None:
     for row in searches[0]:
         recipe = row["recipe"]
         tried.setdefault((recipe["task"], recipe["method"]), set()).add(recipe["learning_rate"])
-    return max(map(len, tried.values()), default=None)
+    return min(map(len, tried.values()), default=None)
 
 
 def _glue(rows: Sequence[Row]) -> list[Row]:
