@@ -75,5 +75,5 @@ def test_an_adapters_folder_is_scored_as_the_merged_model(world):
             f"pretrained={world / 'merged'}",
         )
     )
-    torch.testing.assert_close(torch.tensor(tuned), torch.tensor(merged), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(tuned), torch.tensor(merged), rtol=0, atol=1e-3)
     assert (torch.tensor(tuned) - torch.tensor(base)).abs().max() > 0.1

@@ -41,5 +41,14 @@ def test_a_suite_says_its_questions_and_leaves_out_what_is_usual():
     assert "| base | – | 25.0 | 0 |" in text
 
 
+def test_the_full_scale_and_presets_have_options_of_their_own():
+    recipe = recipe_of(encoders.FULL, "rte", "road_1", 3e-3, preset=True)
+    text = "\n".join(summary([row(recipe, seed, validation=0.9, test=0.8, trainable=7) for seed in (0, 1, 2)]))
+    assert "`roadkit reproduce glue --scale full --tasks rte --methods road_1 --presets --seeds 3`" in text
+    recipe = {"experiment": "commonsense", **dataclasses.asdict(decoders.FULL), "tasks": ["boolq"], "method": "road_1"}
+    text = "\n".join(summary([row(recipe | {"learning_rate": 3e-3}, 2, accuracy={"boolq": 0.5}, trainable=7)]))
+    assert "`roadkit reproduce commonsense --scale full --tasks boolq --methods road_1 --last-epoch --seed 2`" in text
+
+
 def test_nothing_finished():
     assert summary([]) == ["No finished run yet."]

@@ -41,6 +41,7 @@ def test_the_servers_likelihoods_are_the_models(server, tiny_folder, made, tmp_p
     api = f"base_url={server.url}/v1/completions,tokenizer={tiny_folder},num_concurrent=1,max_length=512"
     base = loglikelihoods(tmp_path, "local-completions", f"model=tiny,{api}")
     tuned = loglikelihoods(tmp_path, "local-completions", f"model=quick,{api}")
+    undone = loglikelihoods(tmp_path, "local-completions", f"model=quick - quick,{api}")
     reference = f"pretrained={tiny_folder},dtype=float32,add_bos_token=False"
     for found, expected in (
         (base, loglikelihoods(tmp_path, "hf", reference)),
@@ -48,3 +49,4 @@ def test_the_servers_likelihoods_are_the_models(server, tiny_folder, made, tmp_p
     ):
         assert [pytest.approx(row, abs=2e-3) for row in expected] == found
     assert base != tuned
+    assert [pytest.approx(row, abs=2e-3) for row in base] == undone

@@ -44,7 +44,9 @@ def glue(
     seeds: int = typer.Option(1, min=1, help="The first searches learning rates, further ones rerun the best."),
     rates: int = typer.Option(4, min=1, max=4, help="Learning rates tried, the same number for every method."),
     presets: bool = typer.Option(False, help="No search: the paper's best settings of RoAd on RoBERTa (table C.3)."),
-    search_epochs: int | None = typer.Option(None, help="Epochs of the runs that choose a learning rate; as --epochs."),
+    search_epochs: int | None = typer.Option(
+        None, help="Epochs of the runs that choose a learning rate; else as many as the others."
+    ),
     budget: float | None = budget_option,
     json: bool = json_option,
 ) -> None:
@@ -215,7 +217,9 @@ def multimodal(ledger: Path = ledger_option, seed: int = seed_option, json: bool
 
 def efficiency(
     ledger: Path = ledger_option,
-    benches: str = typer.Option("", help="Benchmarks, separated by commas; empty: train, merge, mixed, scaling."),
+    benches: str = typer.Option(
+        "", help="Benchmarks, separated by commas; empty: train, merge, mixed, scaling, figure4."
+    ),
     rounds: int = typer.Option(0, help="Rounds of each; 0 is its own choice."),
     seed: int = typer.Option(0, help="A new number measures again."),
     json: bool = json_option,

@@ -49,7 +49,8 @@ class Settings:
     """What the runs of one experiment share.
 
     rows, questions   training rows; questions of each task
-    bf16              16-bit weights and autocast in training, 16-bit weights in the engine; adapters stay float32
+    bf16              16-bit weights and autocast in training, 16-bit weights in the engine; adapters stay float32, and so
+                      does all of LoReFT
     """
 
     scale: str = "small"

@@ -19,7 +19,7 @@ from .ledger import Ledger
 SHOWS = {
     "train": "time and memory of a training step (table D.1)",
     "merge": "merging and undoing it",
-    "mixed": "a different adapter for each request (figure 4 right)",
+    "mixed": "a different adapter for each request (figure 4 middle)",
     "scaling": "many adapters (figure 4 right)",
     "figure4": "LoRA kept apart over its rank, and throughput over the tokens generated (figure 4 left and middle)",
 }

@@ -32,7 +32,8 @@ RERUN = {
     "RoAd4": "road_4",
     "RoAd1 + LoRA": "road_1+lora",
 }
-ABSENT = {("glue", "loreft"), ("multimodal", "loreft"), ("efficiency", "loreft")}  # methods that an experiment lacks
+ABSENT = {("glue", "loreft"), ("commonsense", "prefix"), ("arithmetic", "prefix")}  # methods that an experiment lacks
+BENCHED = ("efficiency",)  # experiments that take benchmarks, not methods
 
 
 @functools.cache
@@ -61,8 +62,9 @@ def quoted(experiment: str) -> list[str]:
     """The paper's table as Markdown: model, method, trainable percent, scores, average, and whether `reproduce` reruns it."""
     table = _paper()[experiment]
     averaged = any(row["average"] is not None for row in table["rows"])
-    header = ["model", "method", "trainable, %", *table["columns"], *(["average"] if averaged else []), "`--methods`"]
-    lines = [header, [":--", ":--", *["--:"] * (len(header) - 3), ":--"]]
+    header = ["model", "method", "trainable, %", *table["columns"], *(["average"] if averaged else [])]
+    header += [] if experiment in BENCHED else ["`--methods`"]
+    lines = [header, [":--", ":--", *["--:"] * (len(header) - 3), "--:" if experiment in BENCHED else ":--"]]
     digits = max(_digits(number) for row in table["rows"] for number in row["scores"])
     for row in table["rows"]:
         name = RERUN.get(row["method"])
@@ -70,7 +72,7 @@ def quoted(experiment: str) -> list[str]:
         numbers = [*row["scores"], *([row["average"]] if averaged else [])]
         cells = ["–" if number is None else f"{number:.{digits}f}" for number in numbers]
         percent = "–" if row["percent"] is None else f"{row['percent']:g}"
-        lines.append([row["model"], row["method"], percent, *cells, rerun])
+        lines.append([row["model"], row["method"], percent, *cells, *([] if experiment in BENCHED else [rerun])])
     return [f"*quoted from {source(experiment)}*", "", *(f"| {' | '.join(cells)} |" for cells in lines), ""]
 
 

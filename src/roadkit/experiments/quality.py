@@ -21,20 +21,26 @@ MARKERS = "osD^vPX*<>phd8H1234"  # no two methods share one: readable without co
 DASHES = {"base": "--", "head": ":"}  # methods without parameters
 
 
+def panels(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:
+    """Experiment, its rows at the largest scale, and those that chose their learning rates; for each that has rows."""
+    found = []
+    for name in EXPERIMENTS:
+        own = [row for row in rows if row["recipe"].get("experiment") == name]
+        groups = (
+            glue_groups(own) if name == "glue" else [(g, g) for g in grouped(own, "method", "learning_rate").values()]
+        )
+        if groups:
+            found.append((name, *max(groups, key=lambda pair: _size(pair[0]))))
+    return found
+
+
 def quality(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """A row for each method and panel: the mean over tasks, and its deviation where there are several seeds.
 
     GLUE's mean is over the tasks that every method has.
     """
     data = []
-    for name in EXPERIMENTS:
-        own = [row for row in rows if row["recipe"].get("experiment") == name]
-        groups = (
-            glue_groups(own) if name == "glue" else [(g, g) for g in grouped(own, "method", "learning_rate").values()]
-        )
-        if not groups:
-            continue
-        group, search = max(groups, key=lambda pair: _size(pair[0]))
+    for name, group, search in panels(rows):
         scores = _glue(group, search) if name == "glue" else _reasoning(group)
         scores = {method: found for method, found in scores.items() if any(found.values())}
         tasks = [task for task in _tasks(scores) if all(found.get(task) for found in scores.values())]
