@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json as jsonlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def glue(
     from ..experiments.methods import METHODS
 
     settings = _settings(
-        scale, encoders.Settings(), encoders.FULL, model=model, rows=rows, epochs=epochs, batch_size=batch_size,
+        scale, encoders.SETTINGS, model=model, rows=rows, epochs=epochs, batch_size=batch_size,
         validation=validation, test=test, bf16=bf16, search_epochs=search_epochs,
     )  # fmt: skip
     found = Ledger(ledger)
@@ -64,7 +65,7 @@ def glue(
         settings,
         found,
         data=_source(scale, data),
-        tasks=_list(tasks, glue.SMALL_TASKS if scale == "small" else glue.FULL_TASKS),
+        tasks=_list(tasks, glue.TASKS[scale]),
         methods=_list(methods, [name for name in METHODS if name.startswith("road") or not presets]),
         seeds=seeds,
         num_rates=rates,
@@ -96,7 +97,7 @@ def pilot(
     from ..experiments.ledger import Ledger
 
     settings = _settings(
-        scale, encoders.Settings(), encoders.FULL, model=model, rows=rows, epochs=epochs,
+        scale, encoders.SETTINGS, model=model, rows=rows, epochs=epochs,
         validation=validation, test=test, bf16=bf16,
     )  # fmt: skip
     found, source = Ledger(ledger), _source(scale, data)
@@ -106,8 +107,8 @@ def pilot(
     _done(found, left, json)
 
 
-def _suite(name: str, text: str, *, new_tokens: int | None = None, full_epochs: int | None = None) -> Any:
-    """The command of a suite of `reasoning`: new_tokens and full_epochs are its own in place of the scale's."""
+def _suite(name: str, text: str) -> Any:
+    """The command of a suite of `reasoning`."""
 
     def command(
         ledger: Path = ledger_option,
@@ -118,7 +119,7 @@ def _suite(name: str, text: str, *, new_tokens: int | None = None, full_epochs: 
         tasks: str = tasks_option,
         rows: int | None = rows_option,
         questions: int | None = typer.Option(None, help="Questions of each task in place of the scale's."),
-        new_tokens: int | None = typer.Option(new_tokens, help="Tokens an answer at most, in place of the scale's."),
+        new_tokens: int | None = typer.Option(None, help="Tokens an answer at most, in place of the scale's."),
         epochs: int | None = epochs_option,
         bf16: bool = bf16_option,
         every_epoch: bool | None = typer.Option(
@@ -128,12 +129,11 @@ def _suite(name: str, text: str, *, new_tokens: int | None = None, full_epochs: 
         budget: float | None = budget_option,
         json: bool = json_option,
     ) -> None:
-        from ..experiments import decoders, reasoning
+        from ..experiments import reasoning
         from ..experiments.ledger import Ledger
 
-        own = full_epochs if scale == "full" and epochs is None else epochs
         settings = _settings(
-            scale, decoders.Settings(), decoders.FULL, model=model, rows=rows, questions=questions, epochs=own,
+            scale, reasoning.SETTINGS[name], model=model, rows=rows, questions=questions, epochs=epochs,
             new_tokens=new_tokens, bf16=bf16,
         )  # fmt: skip
         found = Ledger(ledger)
@@ -159,8 +159,6 @@ commonsense = _suite("commonsense", "Eight commonsense tasks, one model for all,
 arithmetic = _suite(
     "arithmetic",
     "AQuA, GSM8K, MAWPS and SVAMP, answers scored as LLM-Adapters does (its Math10K holds rows that MAWPS tests).",
-    new_tokens=128,
-    full_epochs=12,
 )
 
 
@@ -174,7 +172,7 @@ def instruct(
     source: str = typer.Option("ultrafeedback", help="Instructions to learn from: ultrafeedback or alpaca."),
     rows: int | None = rows_option,
     questions: int | None = typer.Option(None, help="Prompts answered; at full scale all 805."),
-    new_tokens: int = typer.Option(128, help="Tokens an answer at most."),
+    new_tokens: int | None = typer.Option(None, help="Tokens an answer at most, in place of the scale's."),
     epochs: int | None = epochs_option,
     bf16: bool = bf16_option,
     seed: int = seed_option,
@@ -182,11 +180,11 @@ def instruct(
     json: bool = json_option,
 ) -> None:
     """Instruction following: answers to AlpacaEval's prompts, in the file that its judge reads."""
-    from ..experiments import decoders, instruction
+    from ..experiments import instruction
     from ..experiments.ledger import Ledger
 
     settings = _settings(
-        scale, decoders.Settings(), decoders.FULL, model=model, rows=rows, questions=questions, epochs=epochs,
+        scale, instruction.SETTINGS, model=model, rows=rows, questions=questions, epochs=epochs,
         new_tokens=new_tokens, bf16=bf16,
     )  # fmt: skip
     found = Ledger(ledger)
@@ -253,12 +251,12 @@ def size(
 COMMANDS = (pilot, glue, commonsense, arithmetic, instruct, multimodal, efficiency, size)
 
 
-def _settings(scale: str, small: Any, full: Any, **changes: Any) -> Any:
-    if scale not in ("small", "full"):
+def _settings(scale: str, settings: Mapping[str, Any], **changes: Any) -> Any:
+    if scale not in settings:
         raise RoadkitError(f"scale must be 'small' or 'full', got {scale!r}")
     _quiet()
     given = {key: value for key, value in changes.items() if value is not None}
-    return dataclasses.replace(small if scale == "small" else full, **given)
+    return dataclasses.replace(settings[scale], **given)
 
 
 def _source(scale: str, data: Path) -> Path | None:

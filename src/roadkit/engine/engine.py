@@ -35,7 +35,7 @@ from .runner import Runner, Scored
 from .sampler import sample, token_logprobs
 from .scheduler import Scheduler
 from .stream import Stream
-from .text import Detokenizer
+from .text import Detokenizer, end_ids_of
 
 log = logging.getLogger("roadkit.engine")
 
@@ -74,7 +74,7 @@ class Engine:
         limit = getattr(config, "max_position_embeddings", None) or 1 << 30
         self.max_context = min(max_context or limit, limit)
         self.tokenizer = tokenizer
-        self.end_ids = end_ids(model, tokenizer)
+        self.end_ids = end_ids_of(model, tokenizer)
         cache = PagedCache(_num_pages(config, cache_gib, max_batch, self.max_context), device=model.device)
         self.runner = Runner(model, cache, weights=weights)
         self.bank = Bank(
@@ -344,15 +344,6 @@ class Engine:
         )
         logprobs = sequence.logprobs[-num_new:] if num_new else []
         sequence.emit(Chunk(text, generated[len(generated) - num_new :], logprobs, completion))
-
-
-def end_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer, by the model's settings or the tokenizer's."""
-    found: set[int] = set()
-    for source in (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        found |= set(ids) if isinstance(ids, (list, tuple)) else {ids} if ids is not None else set()
-    return frozenset(found)
 
 
 def _num_pages(config: Any, cache_gib: float, max_batch: int, max_context: int) -> int:

@@ -49,6 +49,7 @@ class Settings:
 
 
 FULL = Settings("full", "FacebookAI/roberta-base", None, None, None, 20, 32, 128, 2)  # §C.1; group size 2: neighbours
+SETTINGS = {"small": Settings(), "full": FULL}
 
 
 @dataclass(frozen=True)

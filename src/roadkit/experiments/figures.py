@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..analysis.figures import COLOURS, MARKERS, STYLES
 from ..files import write_atomic
-from .quality import COLORS, EXPERIMENTS, MARKERS, plot_quality, quality
-from .scores import Row, glue_groups, label_of, scale_of
+from .quality import EXPERIMENTS, plot_quality, quality
+from .scores import Row, glue_groups, label_of, machine_of, scale_of
 
 SHOWN = ("mean", "q05", "q25", "q50", "q75", "q95")
 
@@ -85,8 +86,7 @@ def _figure4(rows: Sequence[Row]) -> list[dict[str, Any]]:
     measured = [row for row in rows if row["recipe"]["bench"] == "figure4"][-1:]
     data = []
     for row in measured:
-        machine = row["machine"]
-        scale = f"smollm2, {machine['cpus']} {machine['architecture']} cores, {machine['accelerator'] or 'no GPU'}"
+        scale = f"smollm2, {machine_of(row)}"
         for half, sides in row["metrics"]["tokens_per_second"].items():
             for name, rates in sides.items():
                 side, _, place = name.partition(" rank " if half == "left" else ", ")
@@ -103,7 +103,7 @@ def _plot_figure4(figure: Any, data: Sequence[Row]) -> None:
         own = [row for row in data if row["half"] == half]
         for k, side in enumerate(dict.fromkeys(row["side"] for row in own)):
             rows = [row for row in own if row["side"] == side]
-            style = {"color": COLORS[k], "linestyle": ("-", "--", "-.", ":")[k % 4]}
+            style = {"color": COLOURS[k], "linestyle": STYLES[k % len(STYLES)]}
             if rows[0]["at"] == "":
                 axes.axhline(rows[0]["median"], label=side, **style)
                 continue

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..engine.engine import end_ids
+from ..engine.text import end_ids_of
 from ..train.prepared import padding
 
 
@@ -31,6 +31,6 @@ def greedy(
         output = model.generate(
             inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=new_tokens, do_sample=False,
             no_repeat_ngram_size=no_repeat_ngram_size, repetition_penalty=repetition_penalty,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(end_ids(model, tokenizer)) or None,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(end_ids_of(model, tokenizer)) or None,
         )  # fmt: skip
     return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

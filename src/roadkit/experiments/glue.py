@@ -22,6 +22,7 @@ from .methods import METHODS, find
 
 SMALL_TASKS = ("mrpc", "stsb", "cola", "sst2", "rte")
 FULL_TASKS = (*SMALL_TASKS, "qnli", "qqp", "mnli")
+TASKS = {"small": SMALL_TASKS, "full": FULL_TASKS}  # by scale
 Preset = tuple[float, int, int]  # learning rate, epochs, batch size
 
 

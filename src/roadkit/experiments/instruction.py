@@ -18,12 +18,15 @@ from ..errors import RecipeError
 from ..evaluate.alpaca import write_outputs
 from ..evaluate.files import find_rows
 from ..evaluate.glue import sample_rows
-from .decoders import BASE, LOREFT, Settings, Tuned, label_of, rate_of
+from .decoders import BASE, FULL, LOREFT, Settings, Tuned, label_of, rate_of
 from .jobs import Job, log, run_jobs
 from .ledger import Ledger
 
 METHODS_RUN = (BASE, "road_1", "lora", LOREFT)
 SOURCES = {"ultrafeedback": "ultrafeedback_1k", "alpaca": "alpaca_libre"}
+SETTINGS = {
+    scale: dataclasses.replace(settings, new_tokens=128) for scale, settings in (("small", Settings()), ("full", FULL))
+}
 PROMPTS = "alpaca_eval_805"
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 import statistics
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..analysis.figures import COLOURS
 from .methods import METHODS
-from .scores import Row, chosen, glue_groups, grouped, label_of, mean_by_seed, scale_of
+from .scores import Row, by_seed, chosen_runs, glue_groups, grouped, label_of, mean_by_seed, scale_of
 
 EXPERIMENTS = ("glue", "commonsense", "arithmetic")
 TITLES = {"glue": "GLUE", "commonsense": "commonsense", "arithmetic": "arithmetic"}
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 MARKERS = "osD^vPX*<>phd8H1234"  # no two methods share one: readable without colours too
 DASHES = {"base": "--", "head": ":"}  # methods without parameters
 
@@ -64,11 +64,11 @@ def plot_quality(figure: Any, data: Sequence[Row]) -> None:
     from matplotlib.ticker import NullFormatter
 
     figure.suptitle(None)  # each panel has a scale of its own
-    panels = list(dict.fromkeys(row["panel"] for row in data))
+    names = list(dict.fromkeys(row["panel"] for row in data))
     methods = _ordered({row["method"] for row in data})
     places = {method: i for i, method in enumerate([*METHODS, *(m for m in methods if m not in {*METHODS, "base"})])}
     drawn: dict[str, Any] = {}
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axes, panel in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         own = [row for row in data if row["panel"] == panel]
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -80,7 +80,7 @@ def plot_quality(figure: Any, data: Sequence[Row]) -> None:
                 place = places[row["method"]]
                 line = axes.errorbar(
                     [row["trainable"]], [score], yerr=[100 * row["deviation"]] if row["deviation"] != "" else None,
-                    color=COLORS[place % len(COLORS)], marker=MARKERS[place % len(MARKERS)],
+                    color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)],
                     markersize=8, linestyle="", capsize=3,
                 )  # fmt: skip
             drawn.setdefault(row["method"], line)
@@ -88,7 +88,7 @@ def plot_quality(figure: Any, data: Sequence[Row]) -> None:
         axes.set_xlabel("trainable parameters, heads not counted", fontsize="small")
         axes.set_ylabel(f"mean {'test score' if panel == 'glue' else 'accuracy'}, ×100")
         tasks = f"{TITLES[panel]}: {', '.join(own[0]['tasks'].split())}"
-        lines = [line for part in (tasks, own[0]["scale"]) for line in textwrap.wrap(part, 120 // len(panels))]
+        lines = [line for part in (tasks, own[0]["scale"]) for line in textwrap.wrap(part, 120 // len(names))]
         axes.set_title("\n".join(lines), fontsize="small")
         axes.grid(alpha=0.3)
     figure.legend(
@@ -114,12 +114,10 @@ Scores = dict[str, dict[str, dict[int, float]]]  # method → task → seed → 
 
 
 def _glue(group: Sequence[Row], search: Sequence[Row]) -> Scores:
-    scores: Scores = {}
-    for method, task in _pairs(group):
-        runs = [[row for row in rows if _pair(row) == (method, task)] for rows in (group, search)]
-        kept, _ = chosen(*runs)
-        scores.setdefault(method, {})[task] = {seed: row["metrics"]["test"] for seed, row in kept.items()}
-    return scores
+    return {
+        method: {task: by_seed(kept) for task, (kept, _) in tasks.items()}
+        for method, tasks in chosen_runs(group, search).items()
+    }
 
 
 def _reasoning(group: Sequence[Row]) -> Scores:
@@ -132,14 +130,6 @@ def _reasoning(group: Sequence[Row]) -> Scores:
 
 def _tasks(scores: Scores) -> list[str]:
     return list(dict.fromkeys(task for found in scores.values() for task in found))
-
-
-def _pair(row: Row) -> tuple[str, str]:
-    return row["recipe"]["method"], row["recipe"]["task"]
-
-
-def _pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys(map(_pair, rows)))
 
 
 def _size(group: Sequence[Mapping[str, Any]]) -> tuple[float, int]:

@@ -18,11 +18,18 @@ from ..evaluate import arithmetic, commonsense
 from ..evaluate.files import find_rows
 from ..evaluate.glue import sample_rows
 from ..train.data import Table
-from .decoders import BASE, Settings, Tuned, label_of, rate_of
+from .decoders import BASE, FULL, Settings, Tuned, label_of, rate_of
 from .jobs import Job, log, run_jobs
 from .ledger import Ledger
 
 METHODS_RUN = (BASE, "road_1", "lora", "road_2")
+SETTINGS = {  # suite → scale → what its runs share (table C.5)
+    "commonsense": {"small": Settings(), "full": FULL},
+    "arithmetic": {
+        "small": dataclasses.replace(Settings(), new_tokens=128),
+        "full": dataclasses.replace(FULL, new_tokens=128, epochs=12),
+    },
+}
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,26 @@ def chosen(rows: Sequence[Row], search: Sequence[Row]) -> tuple[dict[int, Row], 
     return newest, len({row["recipe"]["learning_rate"] for row in tried})
 
 
+def chosen_runs(group: Sequence[Row], search: Sequence[Row]) -> dict[str, dict[str, tuple[dict[int, Row], int]]]:
+    """Method → task → what `chosen` says, in the order in which they ran; both of GLUE."""
+    found: dict[str, dict[str, tuple[dict[int, Row], int]]] = {}
+    for method, task in dict.fromkeys(map(_of, group)):
+        runs = ([row for row in rows if _of(row) == (method, task)] for rows in (group, search))
+        found.setdefault(method, {})[task] = chosen(*runs)
+    return found
+
+
+def by_seed(kept: Mapping[int, Row]) -> dict[int, float]:
+    """Seed → test score."""
+    return {seed: row["metrics"]["test"] for seed, row in kept.items()}
+
+
+def machine_of(row: Row) -> str:
+    """ "2 x86_64 cores, no GPU"."""
+    found = row["machine"]
+    return f"{found['cpus']} {found['architecture']} cores, {found['accelerator'] or 'no GPU'}"
+
+
 def mean_by_seed(scores: Iterable[Mapping[int, float]]) -> dict[int, float]:
     """The mean over tasks of every seed that all of them have."""
     tasks = list(scores)
@@ -114,6 +134,10 @@ def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Paired | Non
     drawn = np.random.RandomState(0).randint(count, size=(RESAMPLES, count))  # its numbers are the same in any numpy
     low, high = np.quantile(differences[drawn].mean(axis=1), (0.025, 0.975))
     return Paired(float(differences.mean()), float(low), float(high), count)
+
+
+def _of(row: Row) -> tuple[str, str]:
+    return row["recipe"]["method"], row["recipe"]["task"]
 
 
 def _epochs(count: Any) -> str:

@@ -5,32 +5,15 @@ summary(ledger.rows())      # Markdown lines
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-from . import decoders, encoders, glue, paper, reasoning
+from . import encoders, glue, paper, reasoning
 from .quality import TITLES, panels, quality
 from .scores import Row, label_of
 
-NEW_TOKENS = 128  # of `roadkit reproduce arithmetic`, in place of the settings'
-SMALL: dict[str, Any] = {
-    "glue": encoders.Settings(),
-    "commonsense": decoders.Settings(),
-    "arithmetic": dataclasses.replace(decoders.Settings(), new_tokens=NEW_TOKENS),
-}
-FULL: dict[str, Any] = {
-    "glue": encoders.FULL,
-    "commonsense": decoders.FULL,
-    "arithmetic": dataclasses.replace(decoders.FULL, new_tokens=NEW_TOKENS, epochs=12),
-}
 FIELDS = (  # settings that the commands have an option for
     "model", "rows", "validation", "test", "questions", "epochs", "batch_size", "new_tokens", "bf16", "search_epochs",
 )  # fmt: skip
-TASKS = {
-    "small": {"glue": glue.SMALL_TASKS},
-    "full": {"glue": glue.FULL_TASKS},
-}
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
@@ -56,7 +39,7 @@ def command_of(group: Sequence[Row], search: Sequence[Row]) -> str:
     """The command that makes a group's rows, with what differs from the command's own settings."""
     recipe = group[0]["recipe"]
     name, scale, preset = recipe["experiment"], recipe["scale"], recipe.get("preset", False)
-    defaults = (FULL if scale == "full" else SMALL)[name]
+    defaults = (encoders.SETTINGS if name == "glue" else reasoning.SETTINGS[name])[scale]
     words = ["roadkit reproduce", name, *(["--scale full"] if scale == "full" else [])]
     for field in FIELDS:
         value = recipe.get(field)
@@ -64,7 +47,7 @@ def command_of(group: Sequence[Row], search: Sequence[Row]) -> str:
             continue
         option = f"--{field.replace('_', '-')}"
         words.append(option if value is True else f"{option} {value}")
-    usual = TASKS[scale].get(name) or reasoning.SUITES[name].tasks
+    usual = glue.TASKS[scale] if name == "glue" else reasoning.SUITES[name].tasks
     tasks = recipe["tasks"] if "tasks" in recipe else _distinct(group, "task")
     if set(tasks) != set(usual):
         words.append(f"--tasks {','.join(tasks)}")

@@ -10,7 +10,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from . import paper
-from .scores import Paired, Row, chosen, glue_groups, grouped, label_of, mean_by_seed, paired, rates_of, scale_of
+from .scores import (
+    Paired,
+    Row,
+    by_seed,
+    chosen_runs,
+    glue_groups,
+    grouped,
+    label_of,
+    machine_of,
+    mean_by_seed,
+    paired,
+    rates_of,
+    scale_of,
+)
 from .summary import summary
 
 DECIMALS = 1  # of percentages
@@ -89,15 +102,16 @@ def _pilot2(rows: Sequence[Row]) -> list[str]:
 def _glue(rows: Sequence[Row]) -> list[str]:
     text = []
     for group, search in glue_groups(rows):
-        tasks, methods = (list(dict.fromkeys(row["recipe"][name] for row in group)) for name in ("task", "method"))
+        tasks = list(dict.fromkeys(row["recipe"]["task"] for row in group))
         metric = {row["recipe"]["task"]: row["metrics"]["metric"] for row in group}
         lines, scores = [], {}
-        for method in methods:
-            cells, scores[method] = [], {}
-            for task in tasks:
-                kept, tried = chosen(_of(group, task, method), _of(search, task, method))
-                scores[method][task] = {seed: row["metrics"]["test"] for seed, row in kept.items()}
-                cells.append(f"{spread(list(scores[method][task].values()))} ({tried or '?'})" if kept else "–")
+        for method, runs in chosen_runs(group, search).items():
+            runs = {task: runs.get(task, ({}, 0)) for task in tasks}
+            scores[method] = {task: by_seed(kept) for task, (kept, _) in runs.items()}
+            cells = [
+                f"{spread(list(scores[method][task].values()))} ({tried or '?'})" if kept else "–"
+                for task, (kept, tried) in runs.items()
+            ]
             means = [statistics.fmean(own.values()) for own in scores[method].values() if own]
             trainable = next(row["metrics"]["trainable"] for row in group if row["recipe"]["method"] == method)
             mean = percent(statistics.fmean(means) if len(means) == len(tasks) else None)
@@ -112,10 +126,6 @@ def _glue(rows: Sequence[Row]) -> list[str]:
         header = ["method", "trainable", *(f"{task} ({metric[task]})" for task in tasks), "mean"]
         text += _titled(title, markdown(header, lines))
     return text
-
-
-def _of(rows: Iterable[Row], task: str, method: str) -> list[Row]:
-    return [row for row in rows if (row["recipe"]["task"], row["recipe"]["method"]) == (task, method)]
 
 
 def _difference(one: Mapping[str, dict[int, float]], other: Mapping[str, dict[int, float]]) -> list[str]:
@@ -195,7 +205,7 @@ def _efficiency(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         numbers = dict(_flat(row["metrics"]))
         lines = [[name, f"{value:.4g}"] for name, value in numbers.items()]
-        text += _titled(f"bench {row['recipe']['bench']}, {_machine(row)}", markdown(["figure", "value"], lines))
+        text += _titled(f"bench {row['recipe']['bench']}, {machine_of(row)}", markdown(["figure", "value"], lines))
     return text
 
 
@@ -215,7 +225,7 @@ def _size(rows: Sequence[Row]) -> list[str]:
         recipe, machine = group[0]["recipe"], group[0]["machine"]
         title = (
             f"random weights, {recipe['batch']} rows of {recipe['tokens']} tokens, medians of {recipe['rounds']} rounds; "
-            f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}, {_machine(group[0])}"
+            f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}, {machine_of(group[0])}"
         )
         lines = [
             [
@@ -233,11 +243,6 @@ def _size(rows: Sequence[Row]) -> list[str]:
 
 def _share(part: int, whole: int) -> tuple[str, str]:
     return f"{part:,}", f"{100 * part / whole:.3f} %"
-
-
-def _machine(row: Row) -> str:
-    found = row["machine"]
-    return f"{found['cpus']} {found['architecture']} cores, {found['accelerator'] or 'no GPU'}"
 
 
 def _flat(value: Any, name: str = "") -> Iterable[tuple[str, float]]:
