@@ -9,7 +9,9 @@ Importing `TOLERANCE` is for tests that need one dtype's entry by itself.
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
 
@@ -184,3 +186,32 @@ def tiny_tokenizer():
         eos_token="</s>",
         clean_up_tokenization_spaces=False,
     )
+
+
+@pytest.fixture
+def harness(tmp_path):
+    """`harness(starts, choices)(model, arguments)`: lm-evaluation-harness's log-likelihoods of each choice after each start."""
+    lm_eval = pytest.importorskip("lm_eval")
+
+    def task_of(starts: Sequence[str], choices: Sequence[str]):
+        rows = [{"start": start, "label": i % len(choices)} for i, start in enumerate(starts)]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        task = {
+            "task": "ours", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+            "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{start}}",
+            "doc_to_choice": list(choices), "doc_to_target": "label", "metric_list": [{"metric": "acc"}],
+        }  # fmt: skip
+        (tmp_path / "ours.yaml").write_text(json.dumps(task))  # JSON is YAML
+        return ask
+
+    def ask(model: str, arguments: str) -> list[list[float]]:
+        from lm_eval.tasks import TaskManager
+
+        found = lm_eval.simple_evaluate(
+            model=model, model_args=arguments, tasks=["ours"], batch_size=1, device="cpu", bootstrap_iters=0,
+            task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        )  # fmt: skip
+        assert "acc,none" in found["results"]["ours"]
+        return [[float(answer[0]) for answer in sample["filtered_resps"]] for sample in found["samples"]["ours"]]
+
+    return task_of
