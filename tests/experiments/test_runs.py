@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from roadkit import Adapter
 from roadkit.errors import RecipeError
 from roadkit.evaluate.glue import sample_rows, split_dev
 from roadkit.experiments import glue, instruction, multimodal, pilot, reasoning
@@ -94,8 +95,8 @@ def test_of_equal_scores_the_smaller_loss_is_better():
 def test_presets_are_the_papers_settings(ledger, monkeypatch):
     from roadkit.experiments.encoders import FULL
 
-    monkeypatch.setattr(glue, "_compute", lambda rows, epochs, method, rate: {"epochs": epochs, "rate": rate})
-    monkeypatch.setattr(glue._Runs, "_rows", lambda self, settings, task, seed: None)
+    monkeypatch.setattr(glue, "_compute", lambda rows, run, folder: {"epochs": run.settings.epochs, "rate": run.rate})
+    monkeypatch.setattr(glue._Jobs, "_rows", lambda self, run: None)
     options = {"data": None, "tasks": ["rte", "mnli"], "methods": ["road_1"], "presets": True}
     glue.run(FULL, ledger, **options, seeds=3)
     found = {(row["recipe"]["task"], row["recipe"]["batch_size"], *row["metrics"].values()) for row in ledger.rows()}
@@ -251,3 +252,27 @@ def test_an_experiment_goes_on_after_a_kill(bert, data, tmp_path):
     assert path.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
     rows = Ledger(path).rows()
     assert len({row["key"] for row in rows}) == len(rows) == 4
+
+
+def test_rows_of_several_tasks_in_shared_batches_score_as_alone(small, data, ledger, tmp_path):
+    settings = dataclasses.replace(small, head_learning_rate=5e-3)
+    options = {"data": data, "tasks": ["sst2", "stsb"], "methods": ["road_1", "head"], "num_rates": 2}
+    glue.run(settings, ledger, **options, output=tmp_path / "kept")
+    *alone, together = ledger.rows()
+    assert len(alone) == 8 and together["recipe"]["experiment"] == "glue_together"
+    assert together["recipe"]["task"] == ["sst2", "stsb"] and together["recipe"]["method"] == "road_1"
+    assert together["metrics"]["test"] == pytest.approx(together["metrics"]["apart"], abs=1e-5)
+    assert len(list((tmp_path / "kept").iterdir())) == 4  # every RoAd that may be the best, and no other method
+    assert Adapter.load(next((tmp_path / "kept").iterdir())).heads.keys() == {"classifier", "bert.pooler"}
+
+
+def test_the_pooler_trains_with_the_classifier_unless_frozen(small, data):
+    for frozen, names in ((False, {"pooler", "classifier"}), (True, {"classifier"})):
+        rows = EncoderData.load("sst2", dataclasses.replace(small, frozen_pooler=frozen), data=data, seed=0)
+        tuned = rows.fit(rows.fresh(), "head", 1e-2).model
+        trained = {
+            name.split(".")[-2 if "pooler" not in name else -3]
+            for name, p in tuned.named_parameters()
+            if p.requires_grad
+        }
+        assert trained == names

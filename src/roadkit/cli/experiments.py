@@ -48,6 +48,11 @@ def glue(
     search_epochs: int | None = typer.Option(
         None, help="Epochs of the runs that choose a learning rate; else as many as the others."
     ),
+    head_learning_rate: float | None = typer.Option(None, help="Of the classifier, in place of the scale's."),
+    frozen_pooler: bool = typer.Option(False, help="A BERT's pooler does not train with the classifier."),
+    output: Path | None = typer.Option(
+        None, "--output", "-o", help="Keep RoAd's adapters here, and score their tasks in shared batches too."
+    ),
     budget: float | None = budget_option,
     json: bool = json_option,
 ) -> None:
@@ -59,6 +64,7 @@ def glue(
     settings = _settings(
         scale, encoders.SETTINGS, model=model, rows=rows, epochs=epochs, batch_size=batch_size,
         validation=validation, test=test, bf16=bf16, search_epochs=search_epochs,
+        head_learning_rate=head_learning_rate, frozen_pooler=frozen_pooler,
     )  # fmt: skip
     found = Ledger(ledger)
     left = glue.run(
@@ -70,6 +76,7 @@ def glue(
         seeds=seeds,
         num_rates=rates,
         presets=presets,
+        output=output,
         budget=budget,
         progress=_say(json),
     )

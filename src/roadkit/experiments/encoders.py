@@ -21,6 +21,7 @@ from ..train.metrics import classification_metrics, regression_metrics
 from ..train.prepared import Prepared, load_base, prepare
 from ..train.recipe import Recipe
 from ..train.tokens import encode
+from ..train.tuned import head_names
 from .fit import Fitted, fit
 
 Rows = list[dict[str, Any]]
@@ -33,6 +34,8 @@ class Settings:
     rows, validation, test  rows drawn of each part; None takes all
     bf16                    16-bit autocast; weights stay float32, whatever the method
     search_epochs           of the runs that choose a learning rate; None: as many as the others
+    head_learning_rate      of the classifier, whatever the method; None: the method's
+    frozen_pooler           a BERT's pooler is a layer like others, not trained with the classifier as RoBERTa's is
     """
 
     scale: str = "small"
@@ -46,10 +49,12 @@ class Settings:
     group_size: int = 64
     bf16: bool = False
     search_epochs: int | None = None
+    head_learning_rate: float | None = None
+    frozen_pooler: bool = False
 
 
 FULL = Settings("full", "FacebookAI/roberta-base", None, None, None, 20, 32, 128, 2)  # §C.1; group size 2: neighbours
-SETTINGS = {"small": Settings(), "full": FULL}
+SETTINGS = {"small": Settings(head_learning_rate=1e-3), "full": FULL}
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class EncoderData:
     validation: Rows
     test: Rows
     bf16: bool
+    frozen_pooler: bool = False
 
     @classmethod
     def load(cls, task: str, settings: Settings, *, data: Path | None, seed: int) -> EncoderData:
@@ -83,6 +89,7 @@ class EncoderData:
             batch_size=settings.batch_size,
             eval_batch_size=2 * settings.batch_size,
             group_by_length=True,
+            head_learning_rate=settings.head_learning_rate,
             seed=seed,
         )
         prepared = prepare(recipe, table=glue.sample_rows(train, settings.rows, seed=seed))
@@ -94,7 +101,7 @@ class EncoderData:
             for part, count in ((validation, settings.validation), (test, settings.test))
         ]  # fmt: skip
         validation_rows, test_rows = held_out
-        return cls(task, prepared, validation_rows, test_rows, settings.bf16)
+        return cls(task, prepared, validation_rows, test_rows, settings.bf16, settings.frozen_pooler)
 
     @property
     def metric(self) -> str:
@@ -110,6 +117,7 @@ class EncoderData:
             output = str(Path(folder) / "adapter")
             changes = {"learning_rate": learning_rate, "output": output, "bf16": self.bf16}
             changes |= {} if epochs is None else {"epochs": epochs}
+            changes |= {} if self.frozen_pooler else {"modules_to_save": with_pooler(model, self.prepared.recipe)}
             recipe = Recipe(**self.prepared.recipe.model_dump() | changes)
             return fit(
                 model, method, recipe, tokenizer=self.prepared.tokenizer,
@@ -132,6 +140,13 @@ class EncoderData:
                 found = model(**{key: value.to(device) for key, value in batch.items()})
             logits.append(found.logits.float().cpu())
         return metric_of(self.metric, torch.cat(logits), torch.cat(gold))
+
+
+def with_pooler(model: Any, recipe: Recipe) -> tuple[str, ...]:
+    """The classifier, and the pooler before it where the model has one (BERT; sentence encoders leave it untrained)."""
+    pooler = f"{model.base_model_prefix}.pooler"
+    own = [pooler] if getattr(model.base_model, "pooler", None) is not None else []
+    return (*head_names(model, recipe), *own)
 
 
 def metric_of(metric: str, logits: Tensor, labels: Tensor) -> float:

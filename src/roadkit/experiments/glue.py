@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..adapter import Adapter
 from ..errors import RecipeError
 from .encoders import EncoderData, Settings
 from .jobs import Job, log, run_jobs
-from .ledger import Ledger
+from .ledger import Ledger, run_key
 from .methods import METHODS, find
+from .together import keep, score_together
 
 SMALL_TASKS = ("mrpc", "stsb", "cola", "sst2", "rte")
 FULL_TASKS = (*SMALL_TASKS, "qnli", "qqp", "mnli")
@@ -48,6 +52,7 @@ def run(
     seeds: int = 1,
     num_rates: int = 4,
     presets: bool = False,
+    output: Path | None = None,
     budget: float | None = None,
     progress: Callable[[str], None] = log.info,
 ) -> int:
@@ -56,15 +61,43 @@ def run(
     data        folder with glue/…, or None for the hub
     num_rates   learning rates a method tries, the same number for all (`Method.rates_at`)
     presets     no search: `PRESETS`, the paper's best settings of RoAd for each task
+    output      keep the adapters of RoAd's runs here, and score their tasks in shared batches too (`together`)
     """
     for method in methods:
         find(method)
-    runs = _Runs(data)
     if presets:
-        jobs = _preset_jobs(runs, settings, tasks, methods, seeds)
+        search, chosen = iter(()), partial(_preset_runs, settings, tasks, methods, seeds)
     else:
-        jobs = _searched_jobs(runs, settings, ledger, tasks, methods, seeds, num_rates)
-    return run_jobs(jobs, ledger, budget=budget, progress=progress)
+        rates = {method: find(method).rates_at(settings.scale, num_rates) for method in methods}
+        search = _search_runs(settings, tasks, rates)
+        chosen = partial(_chosen_runs, settings, ledger, tasks, rates, seeds)
+    jobs = _Jobs(data, output)
+    left = run_jobs(map(jobs.of, itertools.chain(search, chosen())), ledger, budget=budget, progress=progress)
+    if output is not None and not left:
+        left = run_jobs(jobs.together(chosen(), ledger), ledger, budget=budget, progress=progress)
+    return left
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run; `counts` where it is not only one that helps to choose a learning rate."""
+
+    settings: Settings
+    task: str
+    method: str
+    rate: float
+    seed: int
+    preset: bool = False
+    counts: bool = True
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return recipe_of(self.settings, self.task, self.method, self.rate, preset=self.preset)
+
+    @property
+    def folder(self) -> str:
+        """Of its adapter."""
+        return f"{self.task}-{self.method}-{self.seed}-{run_key(self.recipe, self.seed)[:8]}"
 
 
 def recipe_of(
@@ -88,41 +121,67 @@ def searching(settings: Settings) -> Settings:
     return dataclasses.replace(settings, epochs=settings.search_epochs, search_epochs=None)
 
 
-class _Runs:
+class _Jobs:
     """Makes jobs; a task's rows are loaded once for each seed and part of the settings that they depend on."""
 
-    def __init__(self, data: Path | None):
-        self.data = data
+    def __init__(self, data: Path | None, output: Path | None):
+        self.data, self.output = data, output
         self._loaded: dict[tuple[str, int, int], EncoderData] = {}
 
-    def job(self, settings: Settings, task: str, method: str, rate: float, seed: int, *, preset: bool = False) -> Job:
-        return Job(
-            f"{task}, {METHODS[method].label}, {rate:g}, {settings.epochs} epochs, seed {seed}",
-            recipe_of(settings, task, method, rate, preset=preset),
-            seed,
-            lambda: _compute(self._rows(settings, task, seed), settings.epochs, method, rate),
-        )
+    def of(self, run: Run) -> Job:
+        name = f"{run.task}, {METHODS[run.method].label}, {run.rate:g}, {run.settings.epochs} epochs, seed {run.seed}"
+        return Job(name, run.recipe, run.seed, lambda: _compute(self._rows(run), run, self._folder(run)))
 
-    def _rows(self, settings: Settings, task: str, seed: int) -> EncoderData:
-        key = task, seed, settings.batch_size
+    def together(self, runs: Iterable[Run], ledger: Ledger) -> Iterator[Job]:
+        """For each RoAd variant and seed the tasks of which an adapter was kept, at least two."""
+        groups: dict[tuple[str, int], list[Run]] = {}
+        for run in runs:
+            if (folder := self._folder(run)) is not None and folder.is_dir():
+                groups.setdefault((run.method, run.seed), []).append(run)
+        for (method, seed), group in groups.items():
+            if len(group) > 1:
+                tasks = [run.task for run in group]
+                recipe = {**group[0].recipe, "experiment": "glue_together", "task": tasks}
+                recipe["learning_rate"] = [run.rate for run in group]
+                name = f"{', '.join(tasks)} in shared batches, {METHODS[method].label}, seed {seed}"
+                yield Job(name, recipe, seed, partial(self._score_together, group, ledger))
+
+    def _score_together(self, runs: Sequence[Run], ledger: Ledger) -> dict[str, Any]:
+        adapters = {run.task: (self._rows(run), Adapter.load(self.output / run.folder)) for run in runs}
+        apart = {run.task: ledger.find(run.recipe, seed=run.seed)["metrics"]["test"] for run in runs}
+        return {"test": score_together(adapters), "apart": apart}
+
+    def _folder(self, run: Run) -> Path | None:
+        keeps = self.output is not None and run.counts and run.method.startswith("road")
+        return self.output / run.folder if keeps else None
+
+    def _rows(self, run: Run) -> EncoderData:
+        key = run.task, run.seed, run.settings.batch_size
         if key not in self._loaded:
-            self._loaded[key] = EncoderData.load(task, settings, data=self.data, seed=seed)
+            self._loaded[key] = EncoderData.load(run.task, run.settings, data=self.data, seed=run.seed)
         return self._loaded[key]
 
 
-def _searched_jobs(runs, settings, ledger, tasks, methods, seeds, num_rates) -> Iterator[Job]:
-    """The search of every method and task, then the seeds, so that a small budget gives broad tables first."""
-    search, pairs = searching(settings), list(itertools.product(tasks, methods))
-    rates = {method: find(method).rates_at(settings.scale, num_rates) for method in methods}
-    for number in range(num_rates):
-        for task, method in pairs:
-            yield runs.job(search, task, method, rates[method][number], 0)
+Rates = Mapping[str, Sequence[float]]  # by method
+
+
+def _search_runs(settings: Settings, tasks: Sequence[str], rates: Rates) -> Iterator[Run]:
+    """Every method and task with its first rate, then its second, so that a small budget gives broad tables first."""
+    search = searching(settings)
+    for values in zip(*rates.values(), strict=True):
+        for task, (method, rate) in itertools.product(tasks, zip(rates, values, strict=True)):
+            yield Run(search, task, method, rate, 0, counts=search == settings)
+
+
+def _chosen_runs(settings: Settings, ledger: Ledger, tasks: Sequence[str], rates: Rates, seeds: int) -> Iterator[Run]:
+    """The runs that count: at the rate that is best on validation, where the whole search is done."""
+    search = searching(settings)
     for seed in range(seeds):
-        for task, method in pairs:
+        for task, method in itertools.product(tasks, rates):
             found = _searched(ledger, search, task, method)
-            if found.keys() >= set(rates[method]):  # chosen only where the whole search is done
+            if found.keys() >= set(rates[method]):
                 rate = best(list(found.values()))["recipe"]["learning_rate"]
-                yield runs.job(settings, task, method, rate, seed)
+                yield Run(settings, task, method, rate, seed)
 
 
 def _searched(ledger: Ledger, search: Settings, task: str, method: str) -> dict[float, dict[str, Any]]:
@@ -135,7 +194,7 @@ def _searched(ledger: Ledger, search: Settings, task: str, method: str) -> dict[
     return found
 
 
-def _preset_jobs(runs, settings, tasks, methods, seeds) -> Iterator[Job]:
+def _preset_runs(settings: Settings, tasks: Sequence[str], methods: Sequence[str], seeds: int) -> Iterator[Run]:
     name = settings.model.rpartition("/")[2]
     if name not in PRESETS or any(not method.startswith("road") for method in methods):
         raise RecipeError(
@@ -146,7 +205,7 @@ def _preset_jobs(runs, settings, tasks, methods, seeds) -> Iterator[Job]:
         for task, method in itertools.product(tasks, methods):
             rate, epochs, batch_size = PRESETS[name][task]
             own = dataclasses.replace(settings, epochs=epochs, batch_size=batch_size)
-            yield runs.job(own, task, method, rate, seed, preset=True)
+            yield Run(own, task, method, rate, seed, preset=True)
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -154,8 +213,10 @@ def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return max(rows, key=lambda row: (row["metrics"]["validation"], -row["metrics"].get("validation_loss", 0.0)))
 
 
-def _compute(data: EncoderData, epochs: int, method: str, learning_rate: float) -> dict[str, Any]:
-    fitted = data.fit(data.fresh(), method, learning_rate, epochs=epochs)
+def _compute(data: EncoderData, run: Run, folder: Path | None) -> dict[str, Any]:
+    fitted = data.fit(data.fresh(), run.method, run.rate, epochs=run.settings.epochs)
+    if folder is not None:
+        keep(fitted, data, folder)
     return {
         "metric": data.metric,
         "validation": fitted.validation[data.metric],

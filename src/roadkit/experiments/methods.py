@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ..errors import RecipeError, nearest
 from ..train.recipe import Recipe
-from ..train.tuned import head_names, target_layers, tune
+from ..train.tuned import head_names, inside, target_layers, tune
 
 FIRST_OF_MLP = ("intermediate.dense", "fc1", "up_proj", "gate_proj", "c_fc")  # the paper's "fc1", by model family
 RANK = 8
@@ -56,7 +56,7 @@ def num_trainable(model: nn.Module, heads: Sequence[str] = ()) -> int:
     return sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not any(f".{head}." in f".{name}." for head in heads)
+        if parameter.requires_grad and not inside(name, heads)
     )
 
 
@@ -111,7 +111,12 @@ def _prefix(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
     from peft import PrefixTuningConfig, TaskType, get_peft_model
 
     kind = TaskType.CAUSAL_LM if recipe.task == "causal" else TaskType.SEQ_CLS
-    return get_peft_model(model, PrefixTuningConfig(num_virtual_tokens=20, task_type=kind))
+    heads = head_names(model, recipe)
+    tuned = get_peft_model(model, PrefixTuningConfig(num_virtual_tokens=20, task_type=kind))
+    for name, parameter in tuned.named_parameters():  # PEFT trains the classifier alone
+        if inside(name, heads) and ".original_module." not in name:
+            parameter.requires_grad_(True)
+    return tuned
 
 
 def _only(keep: Callable[[str], bool]) -> Tune:
@@ -120,7 +125,7 @@ def _only(keep: Callable[[str], bool]) -> Tune:
     def apply(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
         heads = head_names(model, recipe)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(keep(name) or any(name.startswith(f"{head}.") for head in heads))
+            parameter.requires_grad_(keep(name) or inside(name, heads))
         return model
 
     return apply
@@ -131,7 +136,7 @@ ROAD_RATES = (1e-3, 3e-3, 5e-3, 7e-3)  # the paper's
 TURNING_RATES, SCALING_RATES, ADDING_RATES = (
     (2e-3, 5e-3, 1e-2, 2e-2),
     (5e-3, 1e-2, 2e-2, 5e-2),
-    (1e-4, 2e-4, 5e-4, 1e-3),
+    (2e-4, 5e-4, 1e-3, 2e-3),
 )
 METHODS: dict[str, Method] = {
     "road_1": Method("RoAd1", ROAD_RATES, _road("road_1"), TURNING_RATES),

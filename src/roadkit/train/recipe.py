@@ -52,6 +52,7 @@ class Recipe(BaseModel):
     variant … lora        the adapter; target_modules are layers, or modules with layers inside, by name or by its
                           ending (q_proj, layers.3, language_model); learning rates of RoAd are about ten times
                           LoRA's (paper: 1e-3 … 7e-3, linear, 10 % warm-up, no weight decay)
+    head_learning_rate    of the modules trained whole, whose weights want less than rotations do; default: the same
     warmup                share of the steps (below 1) or number of steps
     batch_size            rows a step and device; gradient_accumulation multiplies it
     epochs, max_steps     the length of the run; max_steps wins where it is given
@@ -90,6 +91,7 @@ class Recipe(BaseModel):
     lora: LoraOptions | None = None
 
     learning_rate: float = Field(5e-3, gt=0, allow_inf_nan=False)
+    head_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = Field(0.1, ge=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -169,6 +171,9 @@ class Recipe(BaseModel):
                 bool(self.labels) and self.num_labels is not None and self.num_labels != len(self.labels)
             ),
             "target_modules is empty": self.target_modules == (),
+            "head_learning_rate needs a head: task classification or regression, or modules_to_save": (
+                self.head_learning_rate is not None and causal and not self.modules_to_save
+            ),
             f"warmup {self.warmup} is neither a share of the steps (below 1) nor a number of steps": (
                 self.warmup > 1 and not self.warmup.is_integer()
             ),

@@ -8,12 +8,13 @@ The loops, schedules, mixed precision, accumulation, evaluation and distribution
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
     DataCollatorWithPadding,
@@ -33,6 +34,7 @@ from .artifact import adapter_files, load_into, trainable_tensors, write_files, 
 from .callbacks import Reporter, Run, StepGuard
 from .checkpoints import last_complete
 from .metrics import classification_metrics, regression_metrics
+from .tuned import head_names, inside
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -51,6 +53,16 @@ class _RoadkitTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.run.last_loss = float(loss)
         return loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        created = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        rate = self.run.recipe.head_learning_rate
+        if rate is not None and not created:
+            tuned: Any = self.accelerator.unwrap_model(self.model) if model is None else model
+            heads = head_names(tuned.get_base_model() if isinstance(tuned, PeftModel) else tuned, self.run.recipe)
+            _give_rate(optimizer, [value for name, value in tuned.named_parameters() if inside(name, heads)], rate)
+        return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """An adapter directory through roadkit's store. `state_dict` is given where weights are sharded."""
@@ -164,6 +176,16 @@ def build_trainer(
     trainer.add_callback(StepGuard(run, trainer))
     trainer.add_callback(Reporter(run))
     return trainer
+
+
+def _give_rate(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], rate: float) -> None:
+    """Move parameters to groups with a learning rate of their own, and everything else as it was."""
+    wanted = set(parameters)
+    for group in list(optimizer.param_groups):
+        moved = [parameter for parameter in group["params"] if parameter in wanted]
+        if moved:
+            group["params"] = [parameter for parameter in group["params"] if parameter not in wanted]
+            optimizer.add_param_group({**group, "params": moved, "lr": rate})
 
 
 def _dataset(examples: Sequence[Mapping[str, Any]], recipe: Recipe, *, packed: bool) -> Dataset:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,6 +49,11 @@ def head_names(model: PreTrainedModel, recipe: Recipe) -> list[str]:
         for name, child in model.named_children()
         if name != model.base_model_prefix and any(True for _ in child.parameters())
     ]
+
+
+def inside(name: str, heads: Sequence[str]) -> bool:
+    """Does a parameter of this full name, wrapped by PEFT or not, belong to one of the heads?"""
+    return any(f".{head}." in f".{name}." for head in heads)
 
 
 def target_layers(model: PreTrainedModel, recipe: Recipe) -> dict[str, nn.Module]:
