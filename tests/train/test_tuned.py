@@ -54,6 +54,15 @@ def test_named_modules_are_saved_whole(make_recipe, tiny_llama):
         head_names(model, make_recipe(modules_to_save=("nrom",)))
 
 
+def test_heads_may_learn_at_a_rate_of_their_own(make_recipe, llama_folder):
+    result = run(make_recipe(modules_to_save=("norm",), learning_rate=1e-2, head_learning_rate=1e-9, max_steps=4))
+    adapter = rk.Adapter.load(result.adapter)
+    torch.testing.assert_close(adapter.heads["model.norm"]["weight"], torch.ones(64), rtol=0, atol=1e-7)
+    assert (adapter.a - 1).abs().max() > 1e-3
+    with pytest.raises(RecipeError, match="head_learning_rate needs a head"):
+        make_recipe(head_learning_rate=1e-3)
+
+
 def test_norm_trained_beside_the_rotations_travels_with_them(make_recipe, llama_folder, close):
     result = run(make_recipe(modules_to_save=("norm",)))
     adapter = rk.Adapter.load(result.adapter)

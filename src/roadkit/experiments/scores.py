@@ -45,6 +45,8 @@ def scale_of(recipe: Mapping[str, Any], seeds: int) -> str:
         "test": f"up to {recipe.get('test')} test rows",
         "questions": f"{recipe.get('questions')} questions a task",
         "bf16": "16-bit arithmetic",
+        "head_learning_rate": f"classifier at {recipe.get('head_learning_rate')}",
+        "frozen_pooler": "classifier at the method's learning rate, pooler frozen",
         "every_epoch": "the epoch that is best on these questions",
     }
     told = [part for name, part in parts.items() if recipe.get(name)] + [f"{seeds} seed{'s' * (seeds != 1)}"]

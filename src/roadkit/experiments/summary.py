@@ -13,6 +13,7 @@ from .scores import Row, label_of
 
 FIELDS = (  # settings that the commands have an option for
     "model", "rows", "validation", "test", "questions", "epochs", "batch_size", "new_tokens", "bf16", "search_epochs",
+    "head_learning_rate", "frozen_pooler",
 )  # fmt: skip
 
 

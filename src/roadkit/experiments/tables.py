@@ -128,6 +128,20 @@ def _glue(rows: Sequence[Row]) -> list[str]:
     return text
 
 
+def _together(rows: Sequence[Row]) -> list[str]:
+    """Every run in shared batches, and the same runs alone."""
+    text = []
+    for group in grouped(rows, "method", "task", "learning_rate").values():
+        tasks = list(dict.fromkeys(task for row in group for task in row["recipe"]["task"]))
+        lines = [
+            [f"{_method(row)}, seed {row['seed']}, {name}", *(percent(row["metrics"][key].get(task)) for task in tasks)]
+            for row in group
+            for key, name in (("test", "shared batches"), ("apart", "task by task"))
+        ]
+        text += _titled(_scale(group), markdown(["run", *tasks], lines))
+    return text
+
+
 def _difference(one: Mapping[str, dict[int, float]], other: Mapping[str, dict[int, float]]) -> list[str]:
     """A line of paired differences, task by task and of the mean; none where no task has two shared seeds."""
     found = [paired(one[task], other[task]) for task in one]
@@ -262,6 +276,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "pilot1": _pilot1,
     "pilot2": _pilot2,
     "glue": _glue,
+    "glue_together": _together,
     "commonsense": _reasoning,
     "arithmetic": _reasoning,
     "instruct": _instruct,
