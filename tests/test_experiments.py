@@ -25,6 +25,7 @@ def test_a_ledger_keeps_finished_runs(tmp_path):
     assert (found["metrics"], found["seconds"]) == ({"loss": 1.5}, 2.0)
     assert ledger.find({"lr": 2, "arm": "a"}, seed=0) is None
     assert run_key({"a": 1, "b": 2}, 0) == run_key({"b": 2, "a": 1}, 0) != run_key({"a": 1, "b": 2}, 1)
+    assert run_key({"a": 1, "new": None, "newer": False}, 0) == run_key({"a": 1}, 0) != run_key({"a": 1, "new": 0}, 0)
 
 
 def test_a_line_that_a_kill_left_counts_for_nothing(tmp_path):

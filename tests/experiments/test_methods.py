@@ -11,6 +11,7 @@ from torch import nn
 from roadkit.errors import RecipeError
 from roadkit.experiments.fit import KeepBest
 from roadkit.experiments.methods import METHODS, find, num_trainable
+from roadkit.modules import linear_layers
 from roadkit.train.recipe import Recipe
 from roadkit.train.tuned import head_names
 
@@ -48,6 +49,16 @@ def test_bitfit_trains_biases_alone(tiny_bert):
     trained = [key for key, parameter in model.named_parameters() if parameter.requires_grad]
     assert all(key.endswith("bias") or key.startswith("classifier") for key in trained)
     assert len(trained) > 10
+
+
+def test_ia3_scales_every_layer_of_a_decoder_and_three_of_an_encoder(tiny_bert, tiny_llama):
+    assert num_trainable(*tuned(tiny_bert, "ia3")) == 2 * (2 * 64 + 128)  # keys, values, an inner width
+    model = tiny_llama()
+    layers = dict(linear_layers(model))
+    inputs = {name: layer.in_features for name, layer in layers.items() if name.endswith("down_proj")}
+    outputs = [layer.out_features for name, layer in layers.items() if name not in inputs and name != "lm_head"]
+    recipe = Recipe(model="x", data="x", output="x", group_size=16)
+    assert num_trainable(find("ia3").tune(model, recipe)) == sum(inputs.values()) + sum(outputs)
 
 
 def test_equal_numbers_of_learning_rates_and_the_nearest_name():

@@ -17,10 +17,11 @@ from roadkit.errors import RecipeError
 from roadkit.evaluate.glue import sample_rows, split_dev
 from roadkit.experiments import glue, instruction, multimodal, pilot, reasoning
 from roadkit.experiments.decoders import Tuned, prompt_of
-from roadkit.experiments.encoders import EncoderData
+from roadkit.experiments.encoders import FULL, EncoderData
 from roadkit.experiments.jobs import Job, run_jobs
 from roadkit.experiments.ledger import Ledger
-from roadkit.experiments.scores import glue_groups
+from roadkit.experiments.scores import chosen_runs, glue_groups
+from roadkit.experiments.tables import tables
 from roadkit.train.data import Table
 
 
@@ -93,7 +94,6 @@ def test_of_equal_scores_the_smaller_loss_is_better():
 
 
 def test_presets_are_the_papers_settings(ledger, monkeypatch):
-    from roadkit.experiments.encoders import FULL
 
     monkeypatch.setattr(glue, "_compute", lambda rows, run, folder: {"epochs": run.settings.epochs, "rate": run.rate})
     monkeypatch.setattr(glue._Jobs, "_rows", lambda self, run: None)
@@ -276,3 +276,25 @@ def test_the_pooler_trains_with_the_classifier_unless_frozen(small, data):
             if p.requires_grad
         }
         assert trained == names
+
+
+def test_a_grid_searches_epochs_and_batch_sizes_too(ledger, monkeypatch):
+    def compute(rows, run, folder):
+        good = (run.settings.epochs, run.settings.batch_size, run.rate) == (10, 32, 3e-3)
+        return {"metric": "accuracy", "validation": float(good), "test": 0.5, "trainable": 7, "steps": 1}
+
+    monkeypatch.setattr(glue, "_compute", compute)
+    monkeypatch.setattr(glue._Jobs, "_rows", lambda self, run: None)
+    glue.run(FULL, ledger, data=None, tasks=["rte", "sst2"], methods=["road_1"], seeds=3)
+    rows = ledger.rows()
+    assert len(rows) == 4 * (2 * 2 + 2) + 2 * 2  # sst2 has one number of epochs; two more seeds of each best
+    again = [row["recipe"] for row in rows if row["seed"]]
+    assert {(row["epochs"], row["batch_size"], row["learning_rate"]) for row in again} == {(10, 32, 3e-3)}
+    ((group, search),) = glue_groups(rows)
+    found = chosen_runs(group, search)["road_1"]
+    assert {task: (sorted(kept), tried) for task, (kept, tried) in found.items()} == {
+        "rte": ([0, 1, 2], 16),
+        "sst2": ([0, 1, 2], 8),
+    }
+    assert "10 or 20 epochs, batches of 16 or 32" in tables(rows)["glue"]
+    assert "--scale full --tasks rte,sst2 --methods road_1 --rates 4 --seeds 3" in tables(rows)["summary"]

@@ -48,6 +48,9 @@ def glue(
     search_epochs: int | None = typer.Option(
         None, help="Epochs of the runs that choose a learning rate; else as many as the others."
     ),
+    grid: bool | None = typer.Option(
+        None, "--grid/--no-grid", help="Search epochs and batch size too (table C.2); at full scale usual."
+    ),
     head_learning_rate: float | None = typer.Option(None, help="Of the classifier, in place of the scale's."),
     frozen_pooler: bool = typer.Option(False, help="A BERT's pooler does not train with the classifier."),
     output: Path | None = typer.Option(
@@ -64,7 +67,7 @@ def glue(
     settings = _settings(
         scale, encoders.SETTINGS, model=model, rows=rows, epochs=epochs, batch_size=batch_size,
         validation=validation, test=test, bf16=bf16, search_epochs=search_epochs,
-        head_learning_rate=head_learning_rate, frozen_pooler=frozen_pooler,
+        head_learning_rate=head_learning_rate, frozen_pooler=frozen_pooler, grid=grid,
     )  # fmt: skip
     found = Ledger(ledger)
     left = glue.run(

@@ -35,6 +35,7 @@ class Settings:
     bf16                    16-bit autocast; weights stay float32, whatever the method
     search_epochs           of the runs that choose a learning rate; None: as many as the others
     head_learning_rate      of the classifier, whatever the method; None: the method's
+    grid                    epochs and batch size are searched too, as table C.2 says (GLUE)
     frozen_pooler           a BERT's pooler is a layer like others, not trained with the classifier as RoBERTa's is
     """
 
@@ -51,9 +52,12 @@ class Settings:
     search_epochs: int | None = None
     head_learning_rate: float | None = None
     frozen_pooler: bool = False
+    grid: bool = False
 
 
-FULL = Settings("full", "FacebookAI/roberta-base", None, None, None, 20, 32, 128, 2)  # §C.1; group size 2: neighbours
+FULL = Settings(
+    "full", "FacebookAI/roberta-base", None, None, None, 20, 32, 128, 2, grid=True
+)  # §C.1; group size 2: neighbours
 SETTINGS = {"small": Settings(head_learning_rate=1e-3), "full": FULL}
 
 

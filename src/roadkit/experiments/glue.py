@@ -20,12 +20,13 @@ from ..adapter import Adapter
 from ..errors import RecipeError
 from .encoders import EncoderData, Settings
 from .jobs import Job, log, run_jobs
-from .ledger import Ledger, run_key
+from .ledger import Ledger, given, run_key
 from .methods import METHODS, find
 from .together import keep, score_together
 
 SMALL_TASKS = ("mrpc", "stsb", "cola", "sst2", "rte")
 FULL_TASKS = (*SMALL_TASKS, "qnli", "qqp", "mnli")
+FEW_ROWS = ("rte", "mrpc", "stsb", "cola")
 TASKS = {"small": SMALL_TASKS, "full": FULL_TASKS}  # by scale
 Preset = tuple[float, int, int]  # learning rate, epochs, batch size
 
@@ -35,7 +36,7 @@ def _presets(*shared: tuple[str, Preset]) -> dict[str, Preset]:
 
 
 PRESETS = {  # table C.3: RoAd's best settings of each task
-    "roberta-base": _presets(("rte mrpc stsb cola", (3e-3, 20, 32)), ("sst2 qnli qqp mnli", (1e-3, 10, 16))),
+    "roberta-base": _presets((" ".join(FEW_ROWS), (3e-3, 20, 32)), ("sst2 qnli qqp mnli", (1e-3, 10, 16))),
     "roberta-large": _presets(
         ("rte mrpc", (3e-3, 20, 32)), ("stsb cola", (1e-3, 20, 32)), ("sst2 qnli qqp mnli", (1e-3, 10, 32))
     ),
@@ -59,7 +60,8 @@ def run(
     """Do the runs that the ledger lacks; → how many the budget left out.
 
     data        folder with glue/…, or None for the hub
-    num_rates   learning rates a method tries, the same number for all (`Method.rates_at`)
+    num_rates   learning rates a method tries, the same number for all (`Method.rates_at`); with `Settings.grid` each
+                with every number of epochs and batch size of table C.2
     presets     no search: `PRESETS`, the paper's best settings of RoAd for each task
     output      keep the adapters of RoAd's runs here, and score their tasks in shared batches too (`together`)
     """
@@ -170,7 +172,19 @@ def _search_runs(settings: Settings, tasks: Sequence[str], rates: Rates) -> Iter
     search = searching(settings)
     for values in zip(*rates.values(), strict=True):
         for task, (method, rate) in itertools.product(tasks, zip(rates, values, strict=True)):
-            yield Run(search, task, method, rate, 0, counts=search == settings)
+            for own in _grid(search, task):
+                yield Run(own, task, method, rate, 0, counts=search == settings)
+
+
+def _grid(settings: Settings, task: str) -> list[Settings]:
+    """Epochs and batch sizes of table C.2, where these are searched."""
+    if not settings.grid:
+        return [settings]
+    epochs = (10, 20) if task in FEW_ROWS else (10,)
+    return [
+        dataclasses.replace(settings, epochs=count, batch_size=size)
+        for count, size in itertools.product(epochs, (16, 32))
+    ]
 
 
 def _chosen_runs(settings: Settings, ledger: Ledger, tasks: Sequence[str], rates: Rates, seeds: int) -> Iterator[Run]:
@@ -179,18 +193,25 @@ def _chosen_runs(settings: Settings, ledger: Ledger, tasks: Sequence[str], rates
     for seed in range(seeds):
         for task, method in itertools.product(tasks, rates):
             found = _searched(ledger, search, task, method)
-            if found.keys() >= set(rates[method]):
-                rate = best(list(found.values()))["recipe"]["learning_rate"]
-                yield Run(settings, task, method, rate, seed)
+            wanted = itertools.product(rates[method], _grid(search, task))
+            if found.keys() >= {(rate, own.epochs, own.batch_size) for rate, own in wanted}:
+                chosen = best(list(found.values()))["recipe"]
+                grid = {"epochs": chosen["epochs"], "batch_size": chosen["batch_size"]} if settings.grid else {}
+                own = dataclasses.replace(settings, **grid)
+                yield Run(own, task, method, chosen["learning_rate"], seed)
 
 
-def _searched(ledger: Ledger, search: Settings, task: str, method: str) -> dict[float, dict[str, Any]]:
-    """Learning rate → its run, of every rate that was ever tried."""
-    found: dict[float, dict[str, Any]] = {}
+def _searched(ledger: Ledger, search: Settings, task: str, method: str) -> dict[tuple[float, int, int], dict[str, Any]]:
+    """Learning rate, epochs and batch size → their run, of all that were ever tried."""
+    found: dict[tuple[float, int, int], dict[str, Any]] = {}
     for row in ledger.rows():
-        rate = row["recipe"].get("learning_rate")
-        if row["seed"] == 0 and row["recipe"] == recipe_of(search, task, method, rate):
-            found[rate] = row
+        recipe = row["recipe"]
+        if row["seed"] != 0 or recipe["experiment"] != "glue":
+            continue
+        for own in _grid(search, task):
+            rate = recipe["learning_rate"]
+            if given(recipe) == given(recipe_of(own, task, method, rate)):
+                found[rate, own.epochs, own.batch_size] = row
     return found
 
 

@@ -52,7 +52,7 @@ class Ledger:
                 raise RecipeError(
                     f"{self.path}, line {number} is no run: its fields must be {', '.join(sorted(FIELDS))}"
                 )
-            rows.append(row)
+            rows.append(row | {"key": run_key(row["recipe"], row["seed"])})
         return rows
 
     def find(self, recipe: Mapping[str, Any], *, seed: int) -> dict[str, Any] | None:
@@ -86,9 +86,14 @@ class Ledger:
 
 
 def run_key(recipe: Mapping[str, Any], seed: int) -> str:
-    """16 hexadecimal digits that name a recipe and a seed, whatever the order of the recipe's keys."""
-    text = json.dumps([recipe, seed], sort_keys=True, ensure_ascii=False)
+    """16 hexadecimal digits that name what a recipe sets and a seed, whatever the order of the recipe's keys."""
+    text = json.dumps([given(recipe), seed], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def given(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting that is None or False is as one that a row from before it lacks."""
+    return {name: value for name, value in recipe.items() if value is not None and value is not False}
 
 
 def code_version() -> str:

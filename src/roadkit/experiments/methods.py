@@ -20,6 +20,7 @@ from ..train.recipe import Recipe
 from ..train.tuned import head_names, inside, target_layers, tune
 
 FIRST_OF_MLP = ("intermediate.dense", "fc1", "up_proj", "gate_proj", "c_fc")  # the paper's "fc1", by model family
+SECOND_OF_MLP = ("down_proj", "fc2", "c_proj", "output.dense")
 RANK = 8
 
 Tune = Callable[[PreTrainedModel, Recipe], nn.Module]
@@ -94,17 +95,16 @@ def _config(name: str) -> Callable[..., Any]:
     return make
 
 
-def _ia3(*, target_modules: list[str], modules_to_save: list[str] | None) -> Any:
-    """(IA)³ scales keys, values and the inputs of the second MLP layer."""
-    from peft import IA3Config
+def _ia3(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
+    """(IA)³ scales keys, values and the inputs of the second MLP layer; in decoders every layer, as in §C.2."""
+    from peft import IA3Config, get_peft_model
 
-    second = [
-        name
-        for name in target_modules
-        if name.endswith(("down_proj", "fc2", "c_proj", "output.dense")) and "attention" not in name
-    ]
-    chosen = [name for name in target_modules if name.endswith(("key", "value", "k_proj", "v_proj"))] + second
-    return IA3Config(target_modules=chosen, feedforward_modules=second, modules_to_save=modules_to_save)
+    layers, heads = list(target_layers(model, recipe)), head_names(model, recipe)
+    second = [name for name in layers if name.endswith(SECOND_OF_MLP) and "attention" not in name]
+    if recipe.task != "causal":
+        layers = [name for name in layers if name.endswith(("key", "value", "k_proj", "v_proj"))] + second
+    config = IA3Config(target_modules=layers, feedforward_modules=second, modules_to_save=heads or None)
+    return get_peft_model(model, config)
 
 
 def _prefix(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
@@ -153,7 +153,7 @@ METHODS: dict[str, Method] = {
         _peft(_config("LoraConfig"), r=RANK, lora_alpha=2 * RANK, use_dora=True),
         ADDING_RATES,
     ),
-    "ia3": Method("(IA)3", (1e-3, 3e-3, 5e-3, 1e-2), _peft(_ia3), SCALING_RATES),
+    "ia3": Method("(IA)3", ROAD_RATES, _ia3, SCALING_RATES),
     "oft_2": Method("OFT block 2", ROAD_RATES, _peft(_config("OFTConfig"), oft_block_size=2, r=0), TURNING_RATES),
     "oft_16": Method("OFT block 16", (5e-4, 1e-3, 2e-3, 4e-3), _peft(_config("OFTConfig"), oft_block_size=16, r=0)),
     "boft": Method("BOFT block 4", (5e-4, 1e-3, 2e-3, 4e-3), _peft(_config("BOFTConfig"), boft_block_size=4)),

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import decoders, multimodal
 from .glue import best
+from .ledger import given
 from .methods import METHODS
 
 Row = Mapping[str, Any]
@@ -41,7 +42,7 @@ def scale_of(recipe: Mapping[str, Any], seeds: int) -> str:
     parts = {
         "model": str(recipe.get("model")),
         "rows": f"{recipe.get('rows')} training rows",
-        "epochs": "the paper's settings of each task" if recipe.get("preset") else _epochs(recipe.get("epochs")),
+        "epochs": _told_epochs(recipe),
         "test": f"up to {recipe.get('test')} test rows",
         "questions": f"{recipe.get('questions')} questions a task",
         "bf16": "16-bit arithmetic",
@@ -53,8 +54,16 @@ def scale_of(recipe: Mapping[str, Any], seeds: int) -> str:
     return f"{recipe['scale']}: {', '.join(told)}"
 
 
+def _told_epochs(recipe: Mapping[str, Any]) -> str:
+    if recipe.get("preset"):
+        return "the paper's settings of each task"
+    return "10 or 20 epochs, batches of 16 or 32" if recipe.get("grid") else _epochs(recipe.get("epochs"))
+
+
 def rates_of(recipe: Mapping[str, Any]) -> str:
     """What the numbers in brackets count, and the runs they were counted in."""
+    if recipe.get("grid"):
+        return "in brackets how many settings (learning rate, epochs, batch size) were tried"
     if recipe.get("search_epochs") is None:
         return "in brackets how many learning rates were tried"
     return f"learning rates chosen in runs of {_epochs(recipe['search_epochs'])}, in brackets how many were tried"
@@ -92,9 +101,9 @@ def chosen(rows: Sequence[Row], search: Sequence[Row]) -> tuple[dict[int, Row], 
     first = tried or [row for row in rows if row["seed"] == 0]
     if not first:
         return {}, 0
-    rate = best(first)["recipe"]["learning_rate"]
-    newest = {row["seed"]: row for row in rows if row["recipe"]["learning_rate"] == rate}
-    return newest, len({row["recipe"]["learning_rate"] for row in tried})
+    wanted = _setting(best(first))
+    newest = {row["seed"]: row for row in rows if _setting(row) == wanted}
+    return newest, len({_setting(row) for row in tried})
 
 
 def chosen_runs(group: Sequence[Row], search: Sequence[Row]) -> dict[str, dict[str, tuple[dict[int, Row], int]]]:
@@ -138,6 +147,12 @@ def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Paired | Non
     return Paired(float(differences.mean()), float(low), float(high), count)
 
 
+def _setting(row: Row) -> tuple:
+    """What a search chooses: the learning rate, in a grid also epochs and batch size."""
+    recipe = row["recipe"]
+    return tuple(recipe[name] for name in ("learning_rate", *(("epochs", "batch_size") if recipe.get("grid") else ())))
+
+
 def _of(row: Row) -> tuple[str, str]:
     return row["recipe"]["method"], row["recipe"]["task"]
 
@@ -147,11 +162,9 @@ def _epochs(count: Any) -> str:
 
 
 def _key(recipe: Mapping[str, Any], *without: str) -> tuple:
-    """A setting that is None or False is as one that an older row lacks."""
-    if recipe.get("preset"):  # settings of each task's own
+    if recipe.get("preset") or recipe.get("grid"):  # settings of each task's own
         without = (*without, "epochs", "batch_size")
-    kept = {name: value for name, value in recipe.items() if name not in without}
-    return tuple(sorted((name, str(value)) for name, value in kept.items() if value is not None and value is not False))
+    return tuple(sorted((name, str(value)) for name, value in given(recipe).items() if name not in without))
 
 
 def _search_key(recipe: Mapping[str, Any]) -> tuple:

@@ -40,11 +40,16 @@ def command_of(group: Sequence[Row], search: Sequence[Row]) -> str:
     """The command that makes a group's rows, with what differs from the command's own settings."""
     recipe = group[0]["recipe"]
     name, scale, preset = recipe["experiment"], recipe["scale"], recipe.get("preset", False)
+    grid = recipe.get("grid", False)
     defaults = (encoders.SETTINGS if name == "glue" else reasoning.SETTINGS[name])[scale]
     words = ["roadkit reproduce", name, *(["--scale full"] if scale == "full" else [])]
     for field in FIELDS:
         value = recipe.get(field)
-        if value is None or value == getattr(defaults, field, None) or (preset and field in ("epochs", "batch_size")):
+        if (
+            value is None
+            or value == getattr(defaults, field, None)
+            or ((preset or grid) and field in ("epochs", "batch_size"))
+        ):
             continue
         option = f"--{field.replace('_', '-')}"
         words.append(option if value is True else f"{option} {value}")
@@ -56,6 +61,8 @@ def command_of(group: Sequence[Row], search: Sequence[Row]) -> str:
     seeds = sorted({row["seed"] for row in group})
     if name == "glue":
         words += ["--presets"] if preset else [f"--rates {_rates(search)}"]
+        words += ["--grid"] if grid and scale == "small" else []
+        words += ["--no-grid"] if not (grid or preset) and scale == "full" else []
         words += [f"--seeds {len(seeds)}"] if len(seeds) > 1 else []
     else:
         words += ["--last-epoch"] if scale == "full" and not recipe.get("every_epoch") else []
