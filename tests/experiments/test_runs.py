@@ -11,13 +11,16 @@ import sys
 import time
 
 import pytest
+from transformers import RobertaConfig, RobertaForSequenceClassification
+from typer.testing import CliRunner
 
 from roadkit import Adapter
-from roadkit.errors import RecipeError
+from roadkit.cli import app
+from roadkit.errors import RecipeError, RoadkitError
 from roadkit.evaluate.glue import sample_rows, split_dev
 from roadkit.experiments import glue, instruction, multimodal, pilot, reasoning
 from roadkit.experiments.decoders import Tuned, prompt_of
-from roadkit.experiments.encoders import FULL, EncoderData
+from roadkit.experiments.encoders import FULL, EncoderData, with_pooler
 from roadkit.experiments.jobs import Job, run_jobs
 from roadkit.experiments.ledger import Ledger
 from roadkit.experiments.scores import chosen_runs, glue_groups
@@ -267,15 +270,23 @@ def test_rows_of_several_tasks_in_shared_batches_score_as_alone(small, data, led
 
 
 def test_the_pooler_trains_with_the_classifier_unless_frozen(small, data):
-    for frozen, names in ((False, {"pooler", "classifier"}), (True, {"classifier"})):
+    for frozen, heads in ((False, {"bert.pooler", "classifier"}), (True, {"classifier"})):
         rows = EncoderData.load("sst2", dataclasses.replace(small, frozen_pooler=frozen), data=data, seed=0)
         tuned = rows.fit(rows.fresh(), "head", 1e-2).model
-        trained = {
-            name.split(".")[-2 if "pooler" not in name else -3]
+        assert {
+            name.rpartition(".dense")[0] or name.rpartition(".")[0]
             for name, p in tuned.named_parameters()
             if p.requires_grad
-        }
-        assert trained == names
+        } == heads
+    tiny = {
+        "vocab_size": 30,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+    }
+    roberta = RobertaForSequenceClassification(RobertaConfig(**tiny))
+    assert with_pooler(roberta, rows.prepared.recipe) == ("classifier",)  # which has such a layer inside
 
 
 def test_a_grid_searches_epochs_and_batch_sizes_too(ledger, monkeypatch):
@@ -298,3 +309,9 @@ def test_a_grid_searches_epochs_and_batch_sizes_too(ledger, monkeypatch):
     }
     assert "10 or 20 epochs, batches of 16 or 32" in tables(rows)["glue"]
     assert "--scale full --tasks rte,sst2 --methods road_1 --rates 4 --seeds 3" in tables(rows)["summary"]
+
+
+def test_a_grid_and_fixed_epochs_contradict_each_other(tmp_path):
+    words = ["reproduce", "glue", "--grid", "--epochs", "3", "--ledger", str(tmp_path / "ledger.jsonl")]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, RoadkitError) and "--grid searches epochs and batch sizes" in str(done.exception)

@@ -64,6 +64,10 @@ def glue(
     from ..experiments.ledger import Ledger
     from ..experiments.methods import METHODS
 
+    if any(value is not None for value in (epochs, batch_size, search_epochs)):
+        if grid:
+            raise RoadkitError("--grid searches epochs and batch sizes: leave out what fixes them, or --grid")
+        grid = False
     settings = _settings(
         scale, encoders.SETTINGS, model=model, rows=rows, epochs=epochs, batch_size=batch_size,
         validation=validation, test=test, bf16=bf16, search_epochs=search_epochs,

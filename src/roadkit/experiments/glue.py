@@ -136,26 +136,28 @@ class _Jobs:
 
     def together(self, runs: Iterable[Run], ledger: Ledger) -> Iterator[Job]:
         """For each RoAd variant and seed the tasks of which an adapter was kept, at least two."""
-        groups: dict[tuple[str, int], list[Run]] = {}
+        groups: dict[tuple[str, int], dict[Run, Path]] = {}
         for run in runs:
             if (folder := self._folder(run)) is not None and folder.is_dir():
-                groups.setdefault((run.method, run.seed), []).append(run)
+                groups.setdefault((run.method, run.seed), {})[run] = folder
         for (method, seed), group in groups.items():
             if len(group) > 1:
                 tasks = [run.task for run in group]
-                recipe = {**group[0].recipe, "experiment": "glue_together", "task": tasks}
+                recipe = {**next(iter(group)).recipe, "experiment": "glue_together", "task": tasks}
                 recipe["learning_rate"] = [run.rate for run in group]
                 name = f"{', '.join(tasks)} in shared batches, {METHODS[method].label}, seed {seed}"
                 yield Job(name, recipe, seed, partial(self._score_together, group, ledger))
 
-    def _score_together(self, runs: Sequence[Run], ledger: Ledger) -> dict[str, Any]:
-        adapters = {run.task: (self._rows(run), Adapter.load(self.output / run.folder)) for run in runs}
-        apart = {run.task: ledger.find(run.recipe, seed=run.seed)["metrics"]["test"] for run in runs}
+    def _score_together(self, runs: Mapping[Run, Path], ledger: Ledger) -> dict[str, Any]:
+        adapters = {run.task: (self._rows(run), Adapter.load(folder)) for run, folder in runs.items()}
+        alone = {run.task: ledger.find(run.recipe, seed=run.seed) for run in runs}
+        apart = {task: row["metrics"]["test"] for task, row in alone.items() if row}
         return {"test": score_together(adapters), "apart": apart}
 
     def _folder(self, run: Run) -> Path | None:
-        keeps = self.output is not None and run.counts and run.method.startswith("road")
-        return self.output / run.folder if keeps else None
+        if self.output is None or not run.counts or not run.method.startswith("road"):
+            return None
+        return self.output / run.folder
 
     def _rows(self, run: Run) -> EncoderData:
         key = run.task, run.seed, run.settings.batch_size
@@ -225,7 +227,7 @@ def _preset_runs(settings: Settings, tasks: Sequence[str], methods: Sequence[str
     for seed in range(seeds):
         for task, method in itertools.product(tasks, methods):
             rate, epochs, batch_size = PRESETS[name][task]
-            own = dataclasses.replace(settings, epochs=epochs, batch_size=batch_size)
+            own = dataclasses.replace(settings, epochs=epochs, batch_size=batch_size, grid=False)
             yield Run(own, task, method, rate, seed, preset=True)
 
 

@@ -156,7 +156,11 @@ METHODS: dict[str, Method] = {
     "ia3": Method("(IA)3", ROAD_RATES, _ia3, SCALING_RATES),
     "oft_2": Method("OFT block 2", ROAD_RATES, _peft(_config("OFTConfig"), oft_block_size=2, r=0), TURNING_RATES),
     "oft_16": Method("OFT block 16", (5e-4, 1e-3, 2e-3, 4e-3), _peft(_config("OFTConfig"), oft_block_size=16, r=0)),
-    "boft": Method("BOFT block 4", (5e-4, 1e-3, 2e-3, 4e-3), _peft(_config("BOFTConfig"), boft_block_size=4)),
+    "boft": Method(  # of two factors where PEFT has its CUDA kernel, of one elsewhere
+        "BOFT m=2, block 2",
+        (5e-4, 1e-3, 2e-3, 4e-3),
+        _peft(_config("BOFTConfig"), boft_block_size=2, boft_n_butterfly_factor=2),
+    ),
     "bitfit": Method(
         "BitFit", (5e-4, 1e-3, 2e-3, 4e-3), _only(lambda name: name.endswith("bias")), (1e-3, 2e-3, 4e-3, 1e-2)
     ),

@@ -59,8 +59,9 @@ class _RoadkitTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         rate = self.run.recipe.head_learning_rate
         if rate is not None and not created:
-            tuned: Any = self.accelerator.unwrap_model(self.model) if model is None else model
-            heads = head_names(tuned.get_base_model() if isinstance(tuned, PeftModel) else tuned, self.run.recipe)
+            tuned = self.accelerator.unwrap_model(self.model if model is None else model)
+            base: Any = tuned.get_base_model() if isinstance(tuned, PeftModel) else tuned
+            heads = head_names(base, self.run.recipe)
             _give_rate(optimizer, [value for name, value in tuned.named_parameters() if inside(name, heads)], rate)
         return optimizer
 
