@@ -5,6 +5,7 @@ left = run_jobs(jobs, ledger, budget=10)      # processor minutes of this proces
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -49,6 +50,7 @@ def run_jobs(
         seconds = time.process_time() - start - spent
         ledger.append(job.recipe, seed=job.seed, metrics=metrics, seconds=seconds)
         longest = max(longest, seconds)
+        gc.collect()  # a trainer and its model hold each other, and Python is in no hurry
         progress(f"{job.name}: {seconds:.0f} s of processor time")
     if left:
         progress(f"{left} runs left: the budget of {budget:g} processor minutes is spent")

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from . import paper
+from .measured import blocks
 from .scores import (
     Paired,
     Row,
@@ -217,9 +217,9 @@ def _multimodal(rows: Sequence[Row]) -> list[str]:
 def _efficiency(rows: Sequence[Row]) -> list[str]:
     text = []
     for row in rows:
-        numbers = dict(_flat(row["metrics"]))
-        lines = [[name, f"{value:.4g}"] for name, value in numbers.items()]
-        text += _titled(f"bench {row['recipe']['bench']}, {machine_of(row)}", markdown(["figure", "value"], lines))
+        text += [f"*bench {row['recipe']['bench']}, {machine_of(row)}*", ""]
+        for header, lines in blocks(row["metrics"]):
+            text += [*markdown(header, lines), ""]
     return text
 
 
@@ -257,15 +257,6 @@ def _size(rows: Sequence[Row]) -> list[str]:
 
 def _share(part: int, whole: int) -> tuple[str, str]:
     return f"{part:,}", f"{100 * part / whole:.3f} %"
-
-
-def _flat(value: Any, name: str = "") -> Iterable[tuple[str, float]]:
-    """Every number of nested dictionaries, under its path; lists of repeated measurements are left out."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield name, value
 
 
 def _scale(group: Sequence[Row]) -> str:
