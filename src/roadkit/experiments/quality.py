@@ -5,15 +5,14 @@ data = quality(ledger.rows()); plot_quality(figure, data)
 
 from __future__ import annotations
 
-import math
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..analysis.figures import COLOURS
 from .methods import METHODS
-from .scores import Row, by_seed, chosen_runs, glue_groups, grouped, label_of, mean_by_seed, scale_of
+from .scores import Row, by_seed, chosen_runs, glue_groups, grouped, label_of, mean_by_seed, scale_of, size_of
 
 EXPERIMENTS = ("glue", "commonsense", "arithmetic")
 TITLES = {"glue": "GLUE", "commonsense": "commonsense", "arithmetic": "arithmetic"}
@@ -30,7 +29,7 @@ def panels(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:
             glue_groups(own) if name == "glue" else [(g, g) for g in grouped(own, "method", "learning_rate").values()]
         )
         if groups:
-            found.append((name, *max(groups, key=lambda pair: _size(pair[0]))))
+            found.append((name, *max(groups, key=lambda pair: size_of(pair[0]))))
     return found
 
 
@@ -130,12 +129,6 @@ def _reasoning(group: Sequence[Row]) -> Scores:
 
 def _tasks(scores: Scores) -> list[str]:
     return list(dict.fromkeys(task for found in scores.values() for task in found))
-
-
-def _size(group: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
-    """Training rows, None being all; among equals the most runs."""
-    rows = group[0]["recipe"].get("rows")
-    return math.inf if rows is None else rows, len(group)
 
 
 def _ordered(methods: set[str]) -> list[str]:

@@ -6,6 +6,7 @@ paired({0: 0.8, 1: 0.9}, {0: 0.7, 1: 0.6})                                      
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -90,6 +91,12 @@ def glue_groups(rows: Iterable[Row]) -> list[tuple[list[Row], list[Row]]]:
         if search != key and all(row["seed"] == 0 for row in groups.get(search, ()))
     }
     return [(group, groups.get(searches[key], [])) for key, group in groups.items() if key not in only]
+
+
+def size_of(group: Sequence[Row]) -> tuple[float, int]:
+    """How much a scale's runs say: by training rows, None being all; among equals by the number of runs."""
+    rows = group[0]["recipe"].get("rows")
+    return math.inf if rows is None else rows, len(group)
 
 
 def chosen(rows: Sequence[Row], search: Sequence[Row]) -> tuple[dict[int, Row], int]:

@@ -23,6 +23,7 @@ from .scores import (
     paired,
     rates_of,
     scale_of,
+    size_of,
 )
 from .summary import summary
 
@@ -101,7 +102,7 @@ def _pilot2(rows: Sequence[Row]) -> list[str]:
 
 def _glue(rows: Sequence[Row]) -> list[str]:
     text = []
-    for group, search in glue_groups(rows):
+    for group, search in sorted(glue_groups(rows), key=lambda pair: size_of(pair[0]), reverse=True):
         tasks = list(dict.fromkeys(row["recipe"]["task"] for row in group))
         metric = {row["recipe"]["task"]: row["metrics"]["metric"] for row in group}
         lines, scores = [], {}
