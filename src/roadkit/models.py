@@ -102,6 +102,13 @@ def canonical_name(name: str) -> str:
     return str(path.resolve()) if path.is_dir() else name
 
 
+def best_device() -> str:
+    """Where a model goes that nobody has placed: the GPU where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_causal(name: str, *, dtype: torch.dtype | str = "float32", device: str = "cpu") -> PreTrainedModel:
     """A decoder with its language-model head, in eval mode; one that sees images too. `name` as in `resolve`."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText

@@ -14,7 +14,7 @@ import pytest
 from transformers import RobertaConfig, RobertaForSequenceClassification
 from typer.testing import CliRunner
 
-from roadkit import Adapter
+from roadkit import Adapter, models
 from roadkit.cli import app
 from roadkit.errors import RecipeError, RoadkitError
 from roadkit.evaluate.glue import sample_rows, split_dev
@@ -26,6 +26,7 @@ from roadkit.experiments.ledger import Ledger
 from roadkit.experiments.scores import chosen_runs, glue_groups
 from roadkit.experiments.tables import tables
 from roadkit.train.data import Table
+from roadkit.train.prepared import use_cpu
 
 
 def table_of(count: int) -> Table:
@@ -315,3 +316,25 @@ def test_a_grid_and_fixed_epochs_contradict_each_other(tmp_path):
     words = ["reproduce", "glue", "--grid", "--epochs", "3", "--ledger", str(tmp_path / "ledger.jsonl")]
     done = CliRunner().invoke(app, words)
     assert isinstance(done.exception, RoadkitError) and "--grid searches epochs and batch sizes" in str(done.exception)
+
+
+def test_models_go_where_there_is_a_gpu(small, data, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert models.best_device() == "cuda" and not use_cpu(None)
+    monkeypatch.setattr(models, "best_device", lambda: "meta")
+    rows = EncoderData.load("sst2", small, data=data, seed=0)
+    assert rows.fresh().device.type == "meta"
+
+
+def test_shared_batches_say_whose_adapter_is_not_there(small, data, ledger, tmp_path):
+    told = []
+    options = {"data": data, "methods": ["road_1"], "num_rates": 1, "progress": told.append}
+    glue.run(small, ledger, tasks=["sst2"], **options)
+    glue.run(small, ledger, tasks=["sst2", "stsb"], **options, output=tmp_path / "kept")
+    assert len(ledger.rows()) == 2
+    assert f"left out, no adapter of sst2 is in {tmp_path / 'kept'}" in told[-1]
+
+
+def test_pilots_search_nothing(small, data, ledger):
+    pilot.disentangle(dataclasses.replace(small, grid=True), ledger, data=data, tasks=["stsb"], epochs=1)
+    assert not any(row["recipe"]["grid"] for row in ledger.rows())

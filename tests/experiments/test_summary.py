@@ -26,10 +26,12 @@ def test_glue_beside_the_paper_with_its_command():
     text = "\n".join(summary([*search, *final]))
     assert "| RoAd1 | 85.6 (RoBERTa-base) | 85.0 ± 7.1 | 7 |" in text
     assert (
-        "`roadkit reproduce glue --rows 100 --bf16 --search-epochs 1 --tasks sst2 --methods road_1 --rates 2 --seeds 2`"
-        in text
+        "`roadkit reproduce glue --rows 100 --bf16 --search-epochs 1 --head-learning-rate 0 --tasks sst2 "
+        "--methods road_1 --rates 2 --seeds 2`" in text
     )
     assert "100 training rows" in text and "2 seeds" in text
+    other = row(recipe_of(searching(settings), "sst2", "lora", 0.1), validation=0.5, test=0.1, trainable=9)
+    assert "--methods road_1 --rates 2" in "\n".join(summary([*search, *final, other]))  # whose search is not done
 
 
 def test_a_suite_says_its_questions_and_leaves_out_what_is_usual():

@@ -71,12 +71,13 @@ def test_run_killed_by_the_system_ends_in_the_same_bits(make_recipe, tmp_path):
         {"group_by_length": True},
         pytest.param({"gradient_accumulation": 2, "batch_size": 2}, marks=pytest.mark.slow),
         {"lora": {"r": 2, "dropout": 0.2}},
+        {"modules_to_save": ("norm",), "head_learning_rate": 1e-3},
         pytest.param({"packing": True, "max_length": 128, "batch_size": 1}, marks=pytest.mark.slow),
         pytest.param(
             {"eval_fraction": 0.2, "eval_steps": 2, "best": "loss", "learning_rate": 0.3}, marks=pytest.mark.slow
         ),
     ],
-    ids=["plain", "group_by_length", "accumulation", "lora_dropout", "packing", "best"],
+    ids=["plain", "group_by_length", "accumulation", "lora_dropout", "head", "packing", "best"],
 )
 def test_resumed_run_ends_in_the_same_bits(make_recipe, tmp_path, changes):
     """Stopped in the second epoch, so that the order of its examples matters."""

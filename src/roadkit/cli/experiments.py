@@ -51,7 +51,9 @@ def glue(
     grid: bool | None = typer.Option(
         None, "--grid/--no-grid", help="Search epochs and batch size too (table C.2); at full scale usual."
     ),
-    head_learning_rate: float | None = typer.Option(None, help="Of the classifier, in place of the scale's."),
+    head_learning_rate: float | None = typer.Option(
+        None, min=0, help="Of the head (classifier and pooler) in place of the scale's; 0: the method's."
+    ),
     frozen_pooler: bool = typer.Option(False, help="A BERT's pooler does not train with the classifier."),
     output: Path | None = typer.Option(
         None, "--output", "-o", help="Keep RoAd's adapters here, and score their tasks in shared batches too."
@@ -73,6 +75,7 @@ def glue(
         validation=validation, test=test, bf16=bf16, search_epochs=search_epochs,
         head_learning_rate=head_learning_rate, frozen_pooler=frozen_pooler, grid=grid,
     )  # fmt: skip
+    settings = dataclasses.replace(settings, head_learning_rate=settings.head_learning_rate or None)
     found = Ledger(ledger)
     left = glue.run(
         settings,

@@ -96,7 +96,8 @@ class Tuned:
         """Tune the base on rows of (instruction, output); `BASE` tunes nothing. every_epoch: keep all of them."""
         if method == BASE:
             dtype = "bfloat16" if settings.bf16 else "float32"
-            model, tokenizer = models.load_causal(settings.model, dtype=dtype), models.load_tokenizer(settings.model)
+            model = models.load_causal(settings.model, dtype=dtype, device=models.best_device())
+            tokenizer = models.load_tokenizer(settings.model)
             return cls(_served(model, tokenizer), {"trainable": 0})
         with tempfile.TemporaryDirectory() as folder:
             recipe = Recipe(
@@ -113,7 +114,7 @@ class Tuned:
 
     @classmethod
     def _train(cls, method: str, prepared: Prepared, every_epoch: bool) -> Tuned:
-        model, recipe, tokenizer = load_base(prepared), prepared.recipe, prepared.tokenizer
+        model, recipe, tokenizer = _placed(prepared), prepared.recipe, prepared.tokenizer
         options: dict[str, Any] = {"tokenizer": tokenizer, "train": prepared.train.examples}
         kept: list[Any] = []
         if method == "prefix":
@@ -136,7 +137,8 @@ class Tuned:
 
     @classmethod
     def _train_loreft(cls, recipe: Recipe, table: Table) -> Tuned:
-        model, tokenizer = models.load_causal(recipe.model), models.load_tokenizer(recipe.model)
+        model = models.load_causal(recipe.model, device=models.best_device())
+        tokenizer = models.load_tokenizer(recipe.model)
         torch.manual_seed(recipe.seed)
         edits = loreft.published(model)
         losses = train_edits(
@@ -171,6 +173,11 @@ def prompt_of(instruction: str) -> str:
     return ALPACA.format(paired="", instruction=instruction, input="")
 
 
+def _placed(prepared: Prepared) -> Any:
+    """The base model, on the GPU where there is one."""
+    return load_base(prepared).to(models.best_device())  # type: ignore[arg-type]
+
+
 def _served(model: Any, tokenizer: Any, adapters: Sequence[Adapter] = ()) -> list[Complete]:
     """One engine that answers with each of the adapters, or without any."""
     model.eval().requires_grad_(False)
@@ -188,7 +195,7 @@ def _complete_at(
     prepared: Prepared, method: str, tensors: Mapping[str, Tensor], prompts: Sequence[str], new_tokens: int
 ) -> list[str]:
     """Answers of the model as it was after an earlier epoch, built and merged anew."""
-    model = find(method).tune(load_base(prepared), prepared.recipe)
+    model = find(method).tune(_placed(prepared), prepared.recipe)
     put_back(model, tensors)
     (complete,) = _served(_merged(model), prepared.tokenizer)
     return complete(prompts, new_tokens)

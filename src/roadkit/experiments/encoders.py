@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import models
 from ..errors import RecipeError, nearest
 from ..evaluate import glue
 from ..train.metrics import classification_metrics, regression_metrics
@@ -34,8 +35,8 @@ class Settings:
     rows, validation, test  rows drawn of each part; None takes all
     bf16                    16-bit autocast; weights stay float32, whatever the method
     search_epochs           of the runs that choose a learning rate; None: as many as the others
-    head_learning_rate      of the classifier, whatever the method; None: the method's
-    grid                    epochs and batch size are searched too, as table C.2 says (GLUE)
+    head_learning_rate      of the classifier, and the pooler with it, whatever the method; None: the method's
+    grid                    GLUE searches epochs and batch size too, as table C.2 says
     frozen_pooler           a BERT's pooler is a layer like others, not trained with the classifier as RoBERTa's is
     """
 
@@ -112,8 +113,8 @@ class EncoderData:
         return glue.TASKS[self.task].metric
 
     def fresh(self) -> Any:
-        """The base model with a new head that depends on the seed alone."""
-        return load_base(self.prepared)
+        """The base model with a new head that depends on the seed alone, on the GPU where there is one."""
+        return load_base(self.prepared).to(models.best_device())  # type: ignore[arg-type]
 
     def fit(self, model: Any, method: str, learning_rate: float, *, epochs: int | None = None) -> Fitted:
         """Train in place, `epochs` in place of the settings'; of the epochs the one best on validation is kept."""

@@ -14,7 +14,7 @@ from typing import Any
 from ..analysis.figures import COLOURS, MARKERS, STYLES
 from ..files import write_atomic
 from .quality import EXPERIMENTS, plot_quality, quality
-from .scores import Row, glue_groups, label_of, machine_of, scale_of
+from .scores import Row, chosen_runs, glue_groups, label_of, machine_of, scale_of, size_of
 
 SHOWN = ("mean", "q05", "q25", "q50", "q75", "q95")
 
@@ -69,15 +69,21 @@ def _pilot2(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _glue(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The chosen runs of the scale that says most."""
+    if not rows:
+        return []
+    group, search = max(glue_groups(rows), key=lambda pair: size_of(pair[0]))
+    scale = scale_of(group[0]["recipe"], len({row["seed"] for row in group}))
+    chosen = chosen_runs(group, search).values()
+    kept = [row for tasks in chosen for runs, _ in tasks.values() for row in runs.values()]
     return [
         {
-            "scale": _scale(row), "task": row["recipe"]["task"], "method": label_of(row["recipe"]["method"]),
+            "scale": scale, "task": row["recipe"]["task"], "method": label_of(row["recipe"]["method"]),
             "learning_rate": row["recipe"]["learning_rate"], "seed": row["seed"],
             "trainable": row["metrics"]["trainable"], "validation": round(row["metrics"]["validation"], 6),
             "test": round(row["metrics"]["test"], 6),
         }
-        for group, _ in glue_groups(rows)
-        for row in group
+        for row in kept
     ]  # fmt: skip
 
 
@@ -155,16 +161,22 @@ def _plot_pilot2(figure: Any, data: Sequence[Row]) -> None:
 
 
 def _plot_glue(figure: Any, data: Sequence[Row]) -> None:
+    from matplotlib.ticker import NullFormatter
+
     tasks = list(dict.fromkeys(row["task"] for row in data))
-    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for axes, task in zip(panels, tasks, strict=True):
         for k, method in enumerate(dict.fromkeys(row["method"] for row in data)):
             own = [row for row in data if row["task"] == task and row["method"] == method]
             axes.scatter(
                 [max(row["trainable"], 1) for row in own], [100 * row["test"] for row in own],
                 color=f"C{k % 10}", marker="os"[k // 10], label=method,
             )  # fmt: skip
-        axes.set(xscale="log", title=task, xlabel="trainable parameters, heads not counted", ylabel="test score, ×100")
-        axes.legend(fontsize="x-small")
+        axes.set(xscale="log", title=task)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    figure.supxlabel("trainable parameters, heads not counted", fontsize="small")
+    figure.supylabel("test score, ×100", fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize="x-small")
 
 
 def _png(plot: Any, data: Sequence[Row]) -> bytes:
@@ -173,7 +185,7 @@ def _png(plot: Any, data: Sequence[Row]) -> bytes:
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle("; ".join(dict.fromkeys(row["scale"] for row in data)), fontsize="small")
+    figure.suptitle("\n".join(dict.fromkeys(row["scale"] for row in data)), fontsize="small", wrap=True)
     plot(figure, data)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110, metadata={"Software": None})

@@ -63,7 +63,8 @@ def run(
     num_rates   learning rates a method tries, the same number for all (`Method.rates_at`); with `Settings.grid` each
                 with every number of epochs and batch size of table C.2
     presets     no search: `PRESETS`, the paper's best settings of RoAd for each task
-    output      keep the adapters of RoAd's runs here, and score their tasks in shared batches too (`together`)
+    output      keep the adapters of RoAd's runs here, and score their tasks in shared batches too (`together`); runs
+                that the ledger holds already are not done again for their adapters
     """
     for method in methods:
         find(method)
@@ -73,11 +74,10 @@ def run(
         rates = {method: find(method).rates_at(settings.scale, num_rates) for method in methods}
         search = _search_runs(settings, tasks, rates)
         chosen = partial(_chosen_runs, settings, ledger, tasks, rates, seeds)
-    jobs = _Jobs(data, output)
-    left = run_jobs(map(jobs.of, itertools.chain(search, chosen())), ledger, budget=budget, progress=progress)
-    if output is not None and not left:
-        left = run_jobs(jobs.together(chosen(), ledger), ledger, budget=budget, progress=progress)
-    return left
+    jobs = _Jobs(data, output, ledger, progress)
+    alone = map(jobs.of, itertools.chain(search, chosen()))
+    together = jobs.together(chosen, len(tasks)) if output is not None else ()
+    return run_jobs(itertools.chain(alone, together), ledger, budget=budget, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -126,31 +126,35 @@ def searching(settings: Settings) -> Settings:
 class _Jobs:
     """Makes jobs; a task's rows are loaded once for each seed and part of the settings that they depend on."""
 
-    def __init__(self, data: Path | None, output: Path | None):
-        self.data, self.output = data, output
+    def __init__(self, data: Path | None, output: Path | None, ledger: Ledger, progress: Callable[[str], None]):
+        self.data, self.output, self.ledger, self.progress = data, output, ledger, progress
         self._loaded: dict[tuple[str, int, int], EncoderData] = {}
 
     def of(self, run: Run) -> Job:
         name = f"{run.task}, {METHODS[run.method].label}, {run.rate:g}, {run.settings.epochs} epochs, seed {run.seed}"
         return Job(name, run.recipe, run.seed, lambda: _compute(self._rows(run), run, self._folder(run)))
 
-    def together(self, runs: Iterable[Run], ledger: Ledger) -> Iterator[Job]:
-        """For each RoAd variant and seed the tasks of which an adapter was kept, at least two."""
+    def together(self, chosen: Callable[[], Iterable[Run]], num_tasks: int) -> Iterator[Job]:
+        """For each RoAd variant and seed whose runs are all done: its tasks in shared batches."""
         groups: dict[tuple[str, int], dict[Run, Path]] = {}
-        for run in runs:
-            if (folder := self._folder(run)) is not None and folder.is_dir():
+        for run in chosen():
+            if (folder := self._folder(run)) is not None and self.ledger.find(run.recipe, seed=run.seed):
                 groups.setdefault((run.method, run.seed), {})[run] = folder
         for (method, seed), group in groups.items():
-            if len(group) > 1:
-                tasks = [run.task for run in group]
-                recipe = {**next(iter(group)).recipe, "experiment": "glue_together", "task": tasks}
-                recipe["learning_rate"] = [run.rate for run in group]
-                name = f"{', '.join(tasks)} in shared batches, {METHODS[method].label}, seed {seed}"
-                yield Job(name, recipe, seed, partial(self._score_together, group, ledger))
+            tasks = [run.task for run in group]
+            name = f"{', '.join(tasks)} in shared batches, {METHODS[method].label}, seed {seed}"
+            if lost := [run.task for run, folder in group.items() if not folder.is_dir()]:
+                self.progress(f"{name}: left out, no adapter of {', '.join(lost)} is in {self.output}")
+            elif 1 < len(tasks) == num_tasks:
+                settings = dataclasses.asdict(next(iter(group)).settings)
+                own = {name: [run.recipe[name] for run in group] for name in ("learning_rate", "epochs", "batch_size")}
+                own = {name: values if len(set(values)) > 1 else values[0] for name, values in own.items()}
+                recipe = {"experiment": "glue_together", **settings, "task": tasks, "method": method, **own}
+                yield Job(name, recipe, seed, partial(self._score_together, group))
 
-    def _score_together(self, runs: Mapping[Run, Path], ledger: Ledger) -> dict[str, Any]:
+    def _score_together(self, runs: Mapping[Run, Path]) -> dict[str, Any]:
         adapters = {run.task: (self._rows(run), Adapter.load(folder)) for run, folder in runs.items()}
-        alone = {run.task: ledger.find(run.recipe, seed=run.seed) for run in runs}
+        alone = {run.task: self.ledger.find(run.recipe, seed=run.seed) for run in runs}
         apart = {task: row["metrics"]["test"] for task, row in alone.items() if row}
         return {"test": score_together(adapters), "apart": apart}
 
@@ -208,7 +212,7 @@ def _searched(ledger: Ledger, search: Settings, task: str, method: str) -> dict[
     found: dict[tuple[float, int, int], dict[str, Any]] = {}
     for row in ledger.rows():
         recipe = row["recipe"]
-        if row["seed"] != 0 or recipe["experiment"] != "glue":
+        if row["seed"] != 0 or recipe.get("experiment") != "glue":
             continue
         for own in _grid(search, task):
             rate = recipe["learning_rate"]

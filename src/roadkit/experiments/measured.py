@@ -27,7 +27,7 @@ def blocks(metrics: Mapping[str, Any], name: str = "") -> list[Table]:
             found.append(_rows(path.replace("_", " "), value))
         else:
             found += blocks(value, path)
-    return [*found, (["figure", "value"], single)] if single else found
+    return [*found, ([name.replace("_", " ") or "figure", "value"], single)] if single else found
 
 
 def _nested(rows: Mapping[str, Mapping[str, Any]]) -> bool:

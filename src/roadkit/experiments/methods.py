@@ -132,7 +132,7 @@ def _only(keep: Callable[[str], bool]) -> Tune:
 
 
 ROAD_RATES = (1e-3, 3e-3, 5e-3, 7e-3)  # the paper's
-# Small scale: centred, after a first search, so that the best of three seldom lies at an end.
+# Small scale: around the best of a first search.
 TURNING_RATES, SCALING_RATES, ADDING_RATES = (
     (2e-3, 5e-3, 1e-2, 2e-2),
     (5e-3, 1e-2, 2e-2, 5e-2),
@@ -157,7 +157,7 @@ METHODS: dict[str, Method] = {
     "oft_2": Method("OFT block 2", ROAD_RATES, _peft(_config("OFTConfig"), oft_block_size=2, r=0), TURNING_RATES),
     "oft_16": Method("OFT block 16", (5e-4, 1e-3, 2e-3, 4e-3), _peft(_config("OFTConfig"), oft_block_size=16, r=0)),
     "boft": Method(  # of two factors where PEFT has its CUDA kernel, of one elsewhere
-        "BOFT m=2, block 2",
+        "BOFT block 2",
         (5e-4, 1e-3, 2e-3, 4e-3),
         _peft(_config("BOFTConfig"), boft_block_size=2, boft_n_butterfly_factor=2),
     ),

@@ -47,6 +47,7 @@ def displacements(
 
     → runs left out for the budget
     """
+    settings = dataclasses.replace(settings, grid=False)
     rows = EncoderData.load(task, settings, data=data, seed=seed)
 
     def compute(method: str, rate: float) -> dict[str, Any]:
@@ -94,12 +95,14 @@ def disentangle(
     → runs left out for the budget
     """
 
+    settings = dataclasses.replace(settings, grid=False)
+
     def compute(task: str, backbone: str, parts: Sequence[Part]) -> dict[str, Any]:
         rows = EncoderData.load(task, settings, data=data, seed=seed)
         model = rows.fresh()
         if backbone == "random":
             set_seed(seed)
-            model = type(model)(model.config).eval()
+            model = type(model)(model.config).to(model.device).eval()
         sets = [_features(model, rows, part) for part in (rows.prepared.train.examples, rows.validation, rows.test)]
         scores = {part: _probe(sets, rows, part, epochs, seed) for part in parts}
         return {"metric": rows.metric, "scores": scores}

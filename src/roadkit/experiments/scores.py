@@ -40,6 +40,7 @@ def label_of(method: str) -> str:
 
 def scale_of(recipe: Mapping[str, Any], seeds: int) -> str:
     """ "small: minilm, 200 training rows, 3 epochs, 1 seed"."""
+    own_rate = "" if recipe.get("head_learning_rate") else ", classifier at the method's learning rate"
     parts = {
         "model": str(recipe.get("model")),
         "rows": f"{recipe.get('rows')} training rows",
@@ -48,7 +49,7 @@ def scale_of(recipe: Mapping[str, Any], seeds: int) -> str:
         "questions": f"{recipe.get('questions')} questions a task",
         "bf16": "16-bit arithmetic",
         "head_learning_rate": f"classifier at {recipe.get('head_learning_rate')}",
-        "frozen_pooler": "classifier at the method's learning rate, pooler frozen",
+        "frozen_pooler": f"pooler frozen{own_rate}",
         "every_epoch": "the epoch that is best on these questions",
     }
     told = [part for name, part in parts.items() if recipe.get(name)] + [f"{seeds} seed{'s' * (seeds != 1)}"]

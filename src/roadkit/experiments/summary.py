@@ -45,6 +45,8 @@ def command_of(group: Sequence[Row], search: Sequence[Row]) -> str:
     words = ["roadkit reproduce", name, *(["--scale full"] if scale == "full" else [])]
     for field in FIELDS:
         value = recipe.get(field)
+        if field == "head_learning_rate" and value is None and name == "glue":
+            value = 0 if getattr(defaults, field) else None  # the method's own
         if (
             value is None
             or value == getattr(defaults, field, None)
@@ -60,7 +62,7 @@ def command_of(group: Sequence[Row], search: Sequence[Row]) -> str:
     words.append(f"--methods {','.join(_distinct(group, 'method'))}")
     seeds = sorted({row["seed"] for row in group})
     if name == "glue":
-        words += ["--presets"] if preset else [f"--rates {_rates(search)}"]
+        words += ["--presets"] if preset else [f"--rates {_rates(group, search)}"]
         words += ["--grid"] if grid and scale == "small" else []
         words += ["--no-grid"] if not (grid or preset) and scale == "full" else []
         words += [f"--seeds {len(seeds)}"] if len(seeds) > 1 else []
@@ -71,13 +73,14 @@ def command_of(group: Sequence[Row], search: Sequence[Row]) -> str:
     return " ".join(words)
 
 
-def _rates(search: Sequence[Row]) -> int:
-    """How many learning rates every method tried, or more."""
-    tried: dict[tuple, set[float]] = {}
+def _rates(group: Sequence[Row], search: Sequence[Row]) -> int:
+    """How many learning rates every method of the group tried, or more."""
+    tried: dict[tuple, set[float]] = {(row["recipe"]["task"], row["recipe"]["method"]): set() for row in group}
     for row in search:
         recipe = row["recipe"]
-        tried.setdefault((recipe["task"], recipe["method"]), set()).add(recipe["learning_rate"])
-    return min(map(len, tried.values()), default=1)
+        if (pair := (recipe["task"], recipe["method"])) in tried:
+            tried[pair].add(recipe["learning_rate"])
+    return min(map(len, tried.values()))
 
 
 def _distinct(group: Sequence[Row], name: str) -> list[str]:

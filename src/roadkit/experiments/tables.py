@@ -132,7 +132,9 @@ def _glue(rows: Sequence[Row]) -> list[str]:
 def _together(rows: Sequence[Row]) -> list[str]:
     """Every run in shared batches, and the same runs alone."""
     text = []
-    for group in grouped(rows, "method", "task", "learning_rate").values():
+    for group in grouped(rows, "method", "task", "learning_rate", "epochs", "batch_size").values():
+        widest = max(len(row["recipe"]["task"]) for row in group)
+        group = [row for row in group if len(row["recipe"]["task"]) == widest]
         tasks = list(dict.fromkeys(task for row in group for task in row["recipe"]["task"]))
         lines = [
             [f"{_method(row)}, seed {row['seed']}, {name}", *(percent(row["metrics"][key].get(task)) for task in tasks)]

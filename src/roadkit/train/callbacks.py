@@ -59,9 +59,10 @@ class StepGuard(TrainerCallback):
         kept = f"the last good checkpoint is {good}" if good else "no checkpoint was written yet (save_steps)"
         what = "loss" if not math.isfinite(self._run.last_loss) else "gradient"
         value = self._run.last_loss if what == "loss" else norm
+        rates = [f"{group['lr']:.3g}" for group in kwargs["optimizer"].param_groups if group["params"]]
         raise RecipeError(
             f"the {what} became {value} at step {state.global_step + 1}, learning rate "
-            f"{kwargs['optimizer'].param_groups[0]['lr']:.3g}; training stopped before it reached the weights, {kept}. "
+            f"{' and '.join(dict.fromkeys(rates))}; training stopped before it reached the weights, {kept}. "
             "A lower learning_rate or a longer warmup helps"
         )
 

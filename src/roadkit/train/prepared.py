@@ -118,9 +118,7 @@ def _max_length(recipe: Recipe, config: Any, tokenizer: PreTrainedTokenizerBase)
 
 def use_cpu(model: PreTrainedModel | None) -> bool:
     """A model that was handed in stays on its device; others go where there is a GPU."""
-    import torch
-
-    return model.device.type == "cpu" if model is not None else not torch.cuda.is_available()
+    return (model.device.type if model is not None else models.best_device()) == "cpu"
 
 
 @contextmanager
