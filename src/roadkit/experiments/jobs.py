@@ -50,7 +50,8 @@ def run_jobs(
         seconds = time.process_time() - start - spent
         ledger.append(job.recipe, seed=job.seed, metrics=metrics, seconds=seconds)
         longest = max(longest, seconds)
-        gc.collect()  # a trainer and its model hold each other, and Python is in no hurry
+        if seconds > 1:  # a trainer and its model hold each other, and Python is in no hurry
+            gc.collect()
         progress(f"{job.name}: {seconds:.0f} s of processor time")
     if left:
         progress(f"{left} runs left: the budget of {budget:g} processor minutes is spent")
