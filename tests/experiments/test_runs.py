@@ -98,7 +98,6 @@ def test_of_equal_scores_the_smaller_loss_is_better():
 
 
 def test_presets_are_the_papers_settings(ledger, monkeypatch):
-
     monkeypatch.setattr(glue, "_compute", lambda rows, run, folder: {"epochs": run.settings.epochs, "rate": run.rate})
     monkeypatch.setattr(glue._Jobs, "_rows", lambda self, run: None)
     options = {"data": None, "tasks": ["rte", "mnli"], "methods": ["road_1"], "presets": True}
@@ -297,7 +296,7 @@ def test_a_grid_searches_epochs_and_batch_sizes_too(ledger, monkeypatch):
 
     monkeypatch.setattr(glue, "_compute", compute)
     monkeypatch.setattr(glue._Jobs, "_rows", lambda self, run: None)
-    glue.run(FULL, ledger, data=None, tasks=["rte", "sst2"], methods=["road_1"], seeds=3)
+    glue.run(FULL, ledger, data=None, tasks=["rte", "sst2"], methods=["road_1"], seeds=3, grid=True)
     rows = ledger.rows()
     assert len(rows) == 4 * (2 * 2 + 2) + 2 * 2  # sst2 has one number of epochs; two more seeds of each best
     again = [row["recipe"] for row in rows if row["seed"]]
@@ -333,8 +332,3 @@ def test_shared_batches_say_whose_adapter_is_not_there(small, data, ledger, tmp_
     glue.run(small, ledger, tasks=["sst2", "stsb"], **options, output=tmp_path / "kept")
     assert len(ledger.rows()) == 2
     assert f"left out, no adapter of sst2 is in {tmp_path / 'kept'}" in told[-1]
-
-
-def test_pilots_search_nothing(small, data, ledger):
-    pilot.disentangle(dataclasses.replace(small, grid=True), ledger, data=data, tasks=["stsb"], epochs=1)
-    assert not any(row["recipe"]["grid"] for row in ledger.rows())

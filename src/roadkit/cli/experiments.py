@@ -66,14 +66,13 @@ def glue(
     from ..experiments.ledger import Ledger
     from ..experiments.methods import METHODS
 
-    if any(value is not None for value in (epochs, batch_size, search_epochs)):
-        if grid:
-            raise RoadkitError("--grid searches epochs and batch sizes: leave out what fixes them, or --grid")
-        grid = False
+    fixed = presets or any(value is not None for value in (epochs, batch_size, search_epochs))
+    if grid and fixed:
+        raise RoadkitError("--grid searches epochs and batch sizes: leave out what fixes them, or --grid")
     settings = _settings(
         scale, encoders.SETTINGS, model=model, rows=rows, epochs=epochs, batch_size=batch_size,
         validation=validation, test=test, bf16=bf16, search_epochs=search_epochs,
-        head_learning_rate=head_learning_rate, frozen_pooler=frozen_pooler, grid=grid,
+        head_learning_rate=head_learning_rate, frozen_pooler=frozen_pooler,
     )  # fmt: skip
     settings = dataclasses.replace(settings, head_learning_rate=settings.head_learning_rate or None)
     found = Ledger(ledger)
@@ -86,6 +85,7 @@ def glue(
         seeds=seeds,
         num_rates=rates,
         presets=presets,
+        grid=scale == "full" and not fixed if grid is None else grid,
         output=output,
         budget=budget,
         progress=_say(json),

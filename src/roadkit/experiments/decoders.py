@@ -114,7 +114,8 @@ class Tuned:
 
     @classmethod
     def _train(cls, method: str, prepared: Prepared, every_epoch: bool) -> Tuned:
-        model, recipe, tokenizer = _placed(prepared), prepared.recipe, prepared.tokenizer
+        model = load_base(prepared, device=models.best_device())
+        recipe, tokenizer = prepared.recipe, prepared.tokenizer
         options: dict[str, Any] = {"tokenizer": tokenizer, "train": prepared.train.examples}
         kept: list[Any] = []
         if method == "prefix":
@@ -173,11 +174,6 @@ def prompt_of(instruction: str) -> str:
     return ALPACA.format(paired="", instruction=instruction, input="")
 
 
-def _placed(prepared: Prepared) -> Any:
-    """The base model, on the GPU where there is one."""
-    return load_base(prepared).to(models.best_device())  # type: ignore[arg-type]
-
-
 def _served(model: Any, tokenizer: Any, adapters: Sequence[Adapter] = ()) -> list[Complete]:
     """One engine that answers with each of the adapters, or without any."""
     model.eval().requires_grad_(False)
@@ -195,7 +191,7 @@ def _complete_at(
     prepared: Prepared, method: str, tensors: Mapping[str, Tensor], prompts: Sequence[str], new_tokens: int
 ) -> list[str]:
     """Answers of the model as it was after an earlier epoch, built and merged anew."""
-    model = find(method).tune(_placed(prepared), prepared.recipe)
+    model = find(method).tune(load_base(prepared, device=models.best_device()), prepared.recipe)
     put_back(model, tensors)
     (complete,) = _served(_merged(model), prepared.tokenizer)
     return complete(prompts, new_tokens)

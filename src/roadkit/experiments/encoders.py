@@ -36,7 +36,6 @@ class Settings:
     bf16                    16-bit autocast; weights stay float32, whatever the method
     search_epochs           of the runs that choose a learning rate; None: as many as the others
     head_learning_rate      of the classifier, and the pooler with it, whatever the method; None: the method's
-    grid                    GLUE searches epochs and batch size too, as table C.2 says
     frozen_pooler           a BERT's pooler is a layer like others, not trained with the classifier as RoBERTa's is
     """
 
@@ -53,12 +52,9 @@ class Settings:
     search_epochs: int | None = None
     head_learning_rate: float | None = None
     frozen_pooler: bool = False
-    grid: bool = False
 
 
-FULL = Settings(
-    "full", "FacebookAI/roberta-base", None, None, None, 20, 32, 128, 2, grid=True
-)  # §C.1; group size 2: neighbours
+FULL = Settings("full", "FacebookAI/roberta-base", None, None, None, 20, 32, 128, 2)  # §C.1; group size 2: neighbours
 SETTINGS = {"small": Settings(head_learning_rate=1e-3), "full": FULL}
 
 
@@ -114,7 +110,7 @@ class EncoderData:
 
     def fresh(self) -> Any:
         """The base model with a new head that depends on the seed alone, on the GPU where there is one."""
-        return load_base(self.prepared).to(models.best_device())  # type: ignore[arg-type]
+        return load_base(self.prepared, device=models.best_device())
 
     def fit(self, model: Any, method: str, learning_rate: float, *, epochs: int | None = None) -> Fitted:
         """Train in place, `epochs` in place of the settings'; of the epochs the one best on validation is kept."""

@@ -13,8 +13,8 @@ from typing import Any
 
 from ..analysis.figures import COLOURS, MARKERS, STYLES
 from ..files import write_atomic
-from .quality import EXPERIMENTS, plot_quality, quality
-from .scores import Row, chosen_runs, glue_groups, label_of, machine_of, scale_of, size_of
+from .quality import EXPERIMENTS, panels, plot_quality, quality
+from .scores import Row, chosen_runs, label_of, machine_of, scale_of
 
 SHOWN = ("mean", "q05", "q25", "q50", "q75", "q95")
 
@@ -72,7 +72,7 @@ def _glue(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The chosen runs of the scale that says most."""
     if not rows:
         return []
-    group, search = max(glue_groups(rows), key=lambda pair: size_of(pair[0]))
+    ((_, group, search),) = panels(rows)
     scale = scale_of(group[0]["recipe"], len({row["seed"] for row in group}))
     chosen = chosen_runs(group, search).values()
     kept = [row for tasks in chosen for runs, _ in tasks.values() for row in runs.values()]

@@ -53,6 +53,7 @@ def run(
     seeds: int = 1,
     num_rates: int = 4,
     presets: bool = False,
+    grid: bool = False,
     output: Path | None = None,
     budget: float | None = None,
     progress: Callable[[str], None] = log.info,
@@ -60,9 +61,9 @@ def run(
     """Do the runs that the ledger lacks; → how many the budget left out.
 
     data        folder with glue/…, or None for the hub
-    num_rates   learning rates a method tries, the same number for all (`Method.rates_at`); with `Settings.grid` each
-                with every number of epochs and batch size of table C.2
+    num_rates   learning rates a method tries, the same number for all (`Method.rates_at`)
     presets     no search: `PRESETS`, the paper's best settings of RoAd for each task
+    grid        each rate is tried with every number of epochs and batch size of table C.2
     output      keep the adapters of RoAd's runs here, and score their tasks in shared batches too (`together`); runs
                 that the ledger holds already are not done again for their adapters
     """
@@ -72,8 +73,8 @@ def run(
         search, chosen = iter(()), partial(_preset_runs, settings, tasks, methods, seeds)
     else:
         rates = {method: find(method).rates_at(settings.scale, num_rates) for method in methods}
-        search = _search_runs(settings, tasks, rates)
-        chosen = partial(_chosen_runs, settings, ledger, tasks, rates, seeds)
+        search = _search_runs(settings, tasks, rates, grid)
+        chosen = partial(_chosen_runs, settings, ledger, tasks, rates, seeds, grid)
     jobs = _Jobs(data, output, ledger, progress)
     alone = map(jobs.of, itertools.chain(search, chosen()))
     together = jobs.together(chosen, len(tasks)) if output is not None else ()
@@ -90,11 +91,12 @@ class Run:
     rate: float
     seed: int
     preset: bool = False
+    grid: bool = False
     counts: bool = True
 
     @property
     def recipe(self) -> dict[str, Any]:
-        return recipe_of(self.settings, self.task, self.method, self.rate, preset=self.preset)
+        return recipe_of(self.settings, self.task, self.method, self.rate, preset=self.preset, grid=self.grid)
 
     @property
     def folder(self) -> str:
@@ -103,7 +105,7 @@ class Run:
 
 
 def recipe_of(
-    settings: Settings, task: str, method: str, learning_rate: float, *, preset: bool = False
+    settings: Settings, task: str, method: str, learning_rate: float, *, preset: bool = False, grid: bool = False
 ) -> dict[str, Any]:
     """What identifies a run in the ledger."""
     return {
@@ -113,6 +115,7 @@ def recipe_of(
         "method": method,
         "learning_rate": learning_rate,
         **({"preset": True} if preset else {}),
+        **({"grid": True} if grid else {}),
     }
 
 
@@ -136,14 +139,14 @@ class _Jobs:
 
     def together(self, chosen: Callable[[], Iterable[Run]], num_tasks: int) -> Iterator[Job]:
         """For each RoAd variant and seed whose runs are all done: its tasks in shared batches."""
-        groups: dict[tuple[str, int], dict[Run, Path]] = {}
+        groups: dict[tuple[str, int], dict[Run, float]] = {}  # the runs with their test scores
         for run in chosen():
-            if (folder := self._folder(run)) is not None and self.ledger.find(run.recipe, seed=run.seed):
-                groups.setdefault((run.method, run.seed), {})[run] = folder
+            if self._folder(run) and (row := self.ledger.find(run.recipe, seed=run.seed)):
+                groups.setdefault((run.method, run.seed), {})[run] = row["metrics"]["test"]
         for (method, seed), group in groups.items():
             tasks = [run.task for run in group]
             name = f"{', '.join(tasks)} in shared batches, {METHODS[method].label}, seed {seed}"
-            if lost := [run.task for run, folder in group.items() if not folder.is_dir()]:
+            if lost := [run.task for run in group if not (folder := self._folder(run)) or not folder.is_dir()]:
                 self.progress(f"{name}: left out, no adapter of {', '.join(lost)} is in {self.output}")
             elif 1 < len(tasks) == num_tasks:
                 settings = dataclasses.asdict(next(iter(group)).settings)
@@ -152,11 +155,9 @@ class _Jobs:
                 recipe = {"experiment": "glue_together", **settings, "task": tasks, "method": method, **own}
                 yield Job(name, recipe, seed, partial(self._score_together, group))
 
-    def _score_together(self, runs: Mapping[Run, Path]) -> dict[str, Any]:
-        adapters = {run.task: (self._rows(run), Adapter.load(folder)) for run, folder in runs.items()}
-        alone = {run.task: self.ledger.find(run.recipe, seed=run.seed) for run in runs}
-        apart = {task: row["metrics"]["test"] for task, row in alone.items() if row}
-        return {"test": score_together(adapters), "apart": apart}
+    def _score_together(self, runs: Mapping[Run, float]) -> dict[str, Any]:
+        adapters = {run.task: (self._rows(run), Adapter.load(self._folder(run) or "")) for run in runs}
+        return {"test": score_together(adapters), "apart": {run.task: score for run, score in runs.items()}}
 
     def _folder(self, run: Run) -> Path | None:
         if self.output is None or not run.counts or not run.method.startswith("road"):
@@ -173,18 +174,18 @@ class _Jobs:
 Rates = Mapping[str, Sequence[float]]  # by method
 
 
-def _search_runs(settings: Settings, tasks: Sequence[str], rates: Rates) -> Iterator[Run]:
+def _search_runs(settings: Settings, tasks: Sequence[str], rates: Rates, grid: bool) -> Iterator[Run]:
     """Every method and task with its first rate, then its second, so that a small budget gives broad tables first."""
     search = searching(settings)
     for values in zip(*rates.values(), strict=True):
         for task, (method, rate) in itertools.product(tasks, zip(rates, values, strict=True)):
-            for own in _grid(search, task):
-                yield Run(own, task, method, rate, 0, counts=search == settings)
+            for own in _grid(search, task, grid):
+                yield Run(own, task, method, rate, 0, grid=grid, counts=search == settings)
 
 
-def _grid(settings: Settings, task: str) -> list[Settings]:
+def _grid(settings: Settings, task: str, grid: bool) -> list[Settings]:
     """Epochs and batch sizes of table C.2, where these are searched."""
-    if not settings.grid:
+    if not grid:
         return [settings]
     epochs = (10, 20) if task in FEW_ROWS else (10,)
     return [
@@ -193,31 +194,32 @@ def _grid(settings: Settings, task: str) -> list[Settings]:
     ]
 
 
-def _chosen_runs(settings: Settings, ledger: Ledger, tasks: Sequence[str], rates: Rates, seeds: int) -> Iterator[Run]:
-    """The runs that count: at the rate that is best on validation, where the whole search is done."""
-    search = searching(settings)
+def _chosen_runs(
+    settings: Settings, ledger: Ledger, tasks: Sequence[str], rates: Rates, seeds: int, grid: bool
+) -> Iterator[Run]:
+    """The runs that count: at the setting that is best on validation, where the whole search is done."""
+    search, rows = searching(settings), ledger.rows()
+    chosen: list[Run] = []
+    for task, method in itertools.product(tasks, rates):
+        choices = _grid(search, task, grid)
+        found = _searched(rows, choices, task, method, grid)
+        if found.keys() >= set(itertools.product(rates[method], choices)):
+            rate, own = max(found, key=lambda choice: rank(found[choice]))
+            own = dataclasses.replace(settings, epochs=own.epochs, batch_size=own.batch_size) if grid else settings
+            chosen.append(Run(own, task, method, rate, 0, grid=grid))
     for seed in range(seeds):
-        for task, method in itertools.product(tasks, rates):
-            found = _searched(ledger, search, task, method)
-            wanted = itertools.product(rates[method], _grid(search, task))
-            if found.keys() >= {(rate, own.epochs, own.batch_size) for rate, own in wanted}:
-                chosen = best(list(found.values()))["recipe"]
-                grid = {"epochs": chosen["epochs"], "batch_size": chosen["batch_size"]} if settings.grid else {}
-                own = dataclasses.replace(settings, **grid)
-                yield Run(own, task, method, chosen["learning_rate"], seed)
+        yield from (dataclasses.replace(run, seed=seed) for run in chosen)
 
 
-def _searched(ledger: Ledger, search: Settings, task: str, method: str) -> dict[tuple[float, int, int], dict[str, Any]]:
-    """Learning rate, epochs and batch size → their run, of all that were ever tried."""
-    found: dict[tuple[float, int, int], dict[str, Any]] = {}
-    for row in ledger.rows():
-        recipe = row["recipe"]
-        if row["seed"] != 0 or recipe.get("experiment") != "glue":
-            continue
-        for own in _grid(search, task):
-            rate = recipe["learning_rate"]
-            if given(recipe) == given(recipe_of(own, task, method, rate)):
-                found[rate, own.epochs, own.batch_size] = row
+def _searched(
+    rows: Sequence[Mapping[str, Any]], choices: Sequence[Settings], task: str, method: str, grid: bool
+) -> dict[tuple[float, Settings], Mapping[str, Any]]:
+    """Learning rate and settings → their run, of all that were ever tried."""
+    found: dict[tuple[float, Settings], Mapping[str, Any]] = {}
+    for row, own in itertools.product(rows, choices):
+        rate = row["recipe"].get("learning_rate")
+        if row["seed"] == 0 and given(row["recipe"]) == given(recipe_of(own, task, method, rate, grid=grid)):
+            found[rate, own] = row
     return found
 
 
@@ -231,13 +233,18 @@ def _preset_runs(settings: Settings, tasks: Sequence[str], methods: Sequence[str
     for seed in range(seeds):
         for task, method in itertools.product(tasks, methods):
             rate, epochs, batch_size = PRESETS[name][task]
-            own = dataclasses.replace(settings, epochs=epochs, batch_size=batch_size, grid=False)
+            own = dataclasses.replace(settings, epochs=epochs, batch_size=batch_size)
             yield Run(own, task, method, rate, seed, preset=True)
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The row with the best validation score, of equals (a classifier that has learnt nothing yet) the least loss."""
-    return max(rows, key=lambda row: (row["metrics"]["validation"], -row["metrics"].get("validation_loss", 0.0)))
+    return max(rows, key=rank)
+
+
+def rank(row: Mapping[str, Any]) -> tuple[float, float]:
+    """By which `best` chooses."""
+    return row["metrics"]["validation"], -row["metrics"].get("validation_loss", 0.0)
 
 
 def _compute(data: EncoderData, run: Run, folder: Path | None) -> dict[str, Any]:

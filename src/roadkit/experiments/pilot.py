@@ -47,7 +47,6 @@ def displacements(
 
     → runs left out for the budget
     """
-    settings = dataclasses.replace(settings, grid=False)
     rows = EncoderData.load(task, settings, data=data, seed=seed)
 
     def compute(method: str, rate: float) -> dict[str, Any]:
@@ -94,8 +93,6 @@ def disentangle(
     Each is trained with every rate of `PROBE_RATES`; the one better on validation is scored on test.
     → runs left out for the budget
     """
-
-    settings = dataclasses.replace(settings, grid=False)
 
     def compute(task: str, backbone: str, parts: Sequence[Part]) -> dict[str, Any]:
         rows = EncoderData.load(task, settings, data=data, seed=seed)

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 4096  # of one pass, padding included; where a step has more it takes several, to the same gradients
 ONE_BY_ONE = (  # keys of a recipe that need a run for each adapter
-    "lora", "modules_to_save", "head_learning_rate", "packing", "eval_data", "eval_fraction", "best", "save_steps", "resume", "tensorboard",
+    "lora", "modules_to_save", "head_learning_rate", "packing", "eval_data", "eval_fraction", "best", "save_steps",
+    "resume", "tensorboard",
 )  # fmt: skip
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]*")
 

@@ -82,7 +82,7 @@ def prepare(
     return Prepared(recipe, tokenizer, layout, table.columns, train, held_out, classes, max_length)
 
 
-def load_base(prepared: Prepared) -> PreTrainedModel:
+def load_base(prepared: Prepared, *, device: str = "cpu") -> PreTrainedModel:
     """The base model with the head that the task needs; a new head depends on the seed alone."""
     from transformers import set_seed
 
@@ -90,9 +90,9 @@ def load_base(prepared: Prepared) -> PreTrainedModel:
     dtype = "bfloat16" if recipe.bf16 else "float32"
     set_seed(recipe.seed)
     if recipe.task == "causal":
-        return models.load_causal(recipe.model, dtype=dtype)
+        return models.load_causal(recipe.model, dtype=dtype, device=device)
     with _expecting_new_head():
-        return models.load_encoder(recipe.model, num_labels=prepared.num_labels, dtype=dtype)
+        return models.load_encoder(recipe.model, num_labels=prepared.num_labels, dtype=dtype, device=device)
 
 
 def check_head(prepared: Prepared, model: PreTrainedModel) -> None:
