@@ -29,6 +29,7 @@ from ..autograd import rotate_blocks
 from ..errors import RecipeError
 from .answers import answer_logits, pad_batch
 from .artifact import check_output
+from .attention import attention_for
 from .data import read_table
 from .prepared import Prepared, load_base, padding, prepare, use_cpu
 from .progress import Progress, Report
@@ -202,18 +203,19 @@ def _gradients(active: Sequence[Student], base_model: PreTrainedModel, blocks: B
         pad_token_id = group[0][0].prepared.tokenizer.pad_token_id
         batch = {key: value.to(base_model.device) for key, value in pad_batch(rows, pad_token_id).items()}  # type: ignore[arg-type]
         bears = [sum(label != -100 for label in row["labels"][1:]) for row in rows]
-        with torch.autocast(base_model.device.type, torch.bfloat16, enabled=recipe.bf16):
-            logits, targets = answer_logits(base_model, batch)
-        losses = cross_entropy(logits, targets, reduction="none")  # [loss-bearing tokens], row after row
-        at, first, total = 0, 0, losses.new_zeros(())
-        for student, own in group:
-            count = sum(bears[first : first + len(own)])
-            loss = losses[at : at + count].mean()
-            total = total + loss
-            student.losses.append(float(loss.detach()))
-            student.tokens += sum(len(row["input_ids"]) for row in own)
-            at, first = at + count, first + len(own)
-        total.backward()
+        with attention_for(base_model, recipe, width=batch["input_ids"].shape[1]):
+            with torch.autocast(base_model.device.type, torch.bfloat16, enabled=recipe.bf16):
+                logits, targets = answer_logits(base_model, batch)
+            losses = cross_entropy(logits, targets, reduction="none")  # [loss-bearing tokens], row after row
+            at, first, total = 0, 0, losses.new_zeros(())
+            for student, own in group:
+                count = sum(bears[first : first + len(own)])
+                loss = losses[at : at + count].mean()
+                total = total + loss
+                student.losses.append(float(loss.detach()))
+                student.tokens += sum(len(row["input_ids"]) for row in own)
+                at, first = at + count, first + len(own)
+            total.backward()
 
 
 def _passes(drawn: Sequence[tuple[Student, list]]) -> Iterator[list[tuple[Student, list]]]:

@@ -31,6 +31,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from ..errors import RecipeError
 from .answers import answer_loss
 from .artifact import adapter_files, load_into, trainable_tensors, write_files, write_into
+from .attention import attention_for
 from .callbacks import Reporter, Run, StepGuard
 from .checkpoints import last_complete
 from .metrics import classification_metrics, regression_metrics
@@ -50,7 +51,10 @@ class _RoadkitTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
         mask = inputs.get("attention_mask")
         self.run.tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        tuned = self.accelerator.unwrap_model(model)
+        base: Any = tuned.get_base_model() if isinstance(tuned, PeftModel) else tuned
+        with attention_for(base, self.run.recipe, width=inputs["input_ids"].shape[1]):
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self.run.last_loss = float(loss)
         return loss
 
