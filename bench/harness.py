@@ -11,10 +11,10 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 
-def measure(sides: dict[str, Callable[[], object]], *, rounds: int, repeat: int = 1) -> dict[str, dict[str, float]]:
+def measure(sides: Mapping[str, Callable[[], object]], *, rounds: int, repeat: int = 1) -> dict[str, dict[str, float]]:
     """Seconds a call of each side: median, minimum and maximum over `rounds`, after one call to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for call in sides.values():

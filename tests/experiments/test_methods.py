@@ -10,7 +10,7 @@ from torch import nn
 
 from roadkit.errors import RecipeError
 from roadkit.experiments.fit import KeepBest
-from roadkit.experiments.methods import METHODS, find, num_trainable
+from roadkit.experiments.methods import FAMILIES, METHODS, RECIPES, find, num_trainable
 from roadkit.modules import linear_layers
 from roadkit.train.recipe import Recipe
 from roadkit.train.tuned import head_names
@@ -38,7 +38,15 @@ def test_every_method_gives_its_parameters_and_the_head_a_gradient(tiny_bert, na
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("road_1", LAYERS), ("road_2", 2 * LAYERS), ("road_4", 4 * LAYERS), ("road_1_fc1", 2 * 128), ("head", 0)],
+    [
+        ("road_1", LAYERS),
+        ("road_2", 2 * LAYERS),
+        ("road_4", 4 * LAYERS),
+        ("road_1_fc1", 2 * 128),
+        ("head", 0),
+        ("road_2_attention", 2 * 2 * 4 * 64),
+        ("road_1_other_pairs", LAYERS),
+    ],
 )
 def test_trainable_parameters_without_the_head(tiny_bert, name, count):
     assert num_trainable(*tuned(tiny_bert, name)) == count
@@ -61,8 +69,16 @@ def test_ia3_scales_every_layer_of_a_decoder_and_three_of_an_encoder(tiny_bert, 
     assert num_trainable(find("ia3").tune(model, recipe)) == sum(inputs.values()) + sum(outputs)
 
 
+def test_a_recipe_pairs_other_channels_than_the_one_it_is_compared_with(tiny_bert):
+    for usual, other in ((64, 2), (2, 64)):
+        recipe = Recipe(model="x", data="x", output="x", task="classification", group_size=usual)
+        model = find("road_1_other_pairs").tune(tiny_bert(num_labels=2), recipe)
+        assert model.peft_config["default"].group_size == other
+
+
 def test_equal_numbers_of_learning_rates_and_the_nearest_name():
-    assert {len(method.rates) for method in METHODS.values()} == {4}
+    assert {len(method.rates) for method in (METHODS | RECIPES).values()} == {4}
+    assert len({len(names) for names in FAMILIES.values()}) == 1
     with pytest.raises(RecipeError, match="did you mean 'road_1'"):
         find("road1")
 

@@ -10,8 +10,10 @@ import pytest
 from roadkit.errors import RecipeError
 from roadkit.experiments.figures import draw
 from roadkit.experiments.ledger import Ledger
+from roadkit.experiments.markdown import spread
 from roadkit.experiments.results import filled, newest, write
-from roadkit.experiments.tables import scale_of, spread, tables
+from roadkit.experiments.scores import scale_of
+from roadkit.experiments.tables import tables
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -55,6 +55,9 @@ def glue(
         None, min=0, help="Of the head (classifier and pooler) in place of the scale's; 0: the method's."
     ),
     frozen_pooler: bool = typer.Option(False, help="A BERT's pooler does not train with the classifier."),
+    choose_recipes: bool = typer.Option(
+        False, "--recipes", help="RoAd's best recipe against LoRA's, of three each, chosen on validation."
+    ),
     output: Path | None = typer.Option(
         None, "--output", "-o", help="Keep RoAd's adapters here, and score their tasks in shared batches too."
     ),
@@ -62,13 +65,15 @@ def glue(
     json: bool = json_option,
 ) -> None:
     """GLUE: every method with a learning rate chosen on one half of the development set, scored on the other."""
-    from ..experiments import encoders, glue
+    from ..experiments import encoders, glue, recipes
     from ..experiments.ledger import Ledger
     from ..experiments.methods import METHODS
 
-    fixed = presets or any(value is not None for value in (epochs, batch_size, search_epochs))
+    fixed = presets or choose_recipes or any(value is not None for value in (epochs, batch_size, search_epochs))
     if grid and fixed:
         raise RoadkitError("--grid searches epochs and batch sizes: leave out what fixes them, or --grid")
+    if choose_recipes and (methods or presets):
+        raise RoadkitError("--recipes chooses the methods: leave out --methods and --presets, or --recipes")
     settings = _settings(
         scale, encoders.SETTINGS, model=model, rows=rows, epochs=epochs, batch_size=batch_size,
         validation=validation, test=test, bf16=bf16, search_epochs=search_epochs,
@@ -76,20 +81,21 @@ def glue(
     )  # fmt: skip
     settings = dataclasses.replace(settings, head_learning_rate=settings.head_learning_rate or None)
     found = Ledger(ledger)
-    left = glue.run(
-        settings,
-        found,
-        data=_source(scale, data),
-        tasks=_list(tasks, glue.TASKS[scale]),
-        methods=_list(methods, [name for name in METHODS if name.startswith("road") or not presets]),
-        seeds=seeds,
-        num_rates=rates,
-        presets=presets,
-        grid=scale == "full" and not fixed if grid is None else grid,
-        output=output,
-        budget=budget,
-        progress=_say(json),
-    )
+    options: dict[str, Any] = {
+        "data": _source(scale, data), "tasks": _list(tasks, glue.TASKS[scale]), "seeds": seeds, "num_rates": rates,
+        "output": output, "budget": budget, "progress": _say(json),
+    }  # fmt: skip
+    if choose_recipes:
+        left = recipes.run(settings, found, **options)
+    else:
+        left = glue.run(
+            settings,
+            found,
+            methods=_list(methods, [name for name in METHODS if name.startswith("road") or not presets]),
+            presets=presets,
+            grid=scale == "full" and not fixed if grid is None else grid,
+            **options,
+        )
     _done(found, left, json)
 
 

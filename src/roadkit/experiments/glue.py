@@ -134,7 +134,7 @@ class _Jobs:
         self._loaded: dict[tuple[str, int, int], EncoderData] = {}
 
     def of(self, run: Run) -> Job:
-        name = f"{run.task}, {METHODS[run.method].label}, {run.rate:g}, {run.settings.epochs} epochs, seed {run.seed}"
+        name = f"{run.task}, {find(run.method).label}, {run.rate:g}, {run.settings.epochs} epochs, seed {run.seed}"
         return Job(name, run.recipe, run.seed, lambda: _compute(self._rows(run), run, self._folder(run)))
 
     def together(self, chosen: Callable[[], Iterable[Run]], num_tasks: int) -> Iterator[Job]:
@@ -145,7 +145,7 @@ class _Jobs:
                 groups.setdefault((run.method, run.seed), {})[run] = row["metrics"]["test"]
         for (method, seed), group in groups.items():
             tasks = [run.task for run in group]
-            name = f"{', '.join(tasks)} in shared batches, {METHODS[method].label}, seed {seed}"
+            name = f"{', '.join(tasks)} in shared batches, {find(method).label}, seed {seed}"
             if lost := [run.task for run in group if not (folder := self._folder(run)) or not folder.is_dir()]:
                 self.progress(f"{name}: left out, no adapter of {', '.join(lost)} is in {self.output}")
             elif 1 < len(tasks) == num_tasks:
@@ -202,7 +202,7 @@ def _chosen_runs(
     chosen: list[Run] = []
     for task, method in itertools.product(tasks, rates):
         choices = _grid(search, task, grid)
-        found = _searched(rows, choices, task, method, grid)
+        found = searched(rows, choices, task, method, grid=grid)
         if found.keys() >= set(itertools.product(rates[method], choices)):
             rate, own = max(found, key=lambda choice: rank(found[choice]))
             own = dataclasses.replace(settings, epochs=own.epochs, batch_size=own.batch_size) if grid else settings
@@ -211,8 +211,8 @@ def _chosen_runs(
         yield from (dataclasses.replace(run, seed=seed) for run in chosen)
 
 
-def _searched(
-    rows: Sequence[Mapping[str, Any]], choices: Sequence[Settings], task: str, method: str, grid: bool
+def searched(
+    rows: Sequence[Mapping[str, Any]], choices: Sequence[Settings], task: str, method: str, *, grid: bool = False
 ) -> dict[tuple[float, Settings], Mapping[str, Any]]:
     """Learning rate and settings → their run, of all that were ever tried."""
     found: dict[tuple[float, Settings], Mapping[str, Any]] = {}

@@ -23,7 +23,21 @@ FIRST_OF_MLP = ("intermediate.dense", "fc1", "up_proj", "gate_proj", "c_fc")  # 
 SECOND_OF_MLP = ("down_proj", "fc2", "c_proj", "output.dense")
 RANK = 8
 
+NEIGHBOURS, FAR = 2, 64  # group sizes: the paper's pairs, and roadkit's own
+
 Tune = Callable[[PreTrainedModel, Recipe], nn.Module]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Some of the layers that RoAd rotates, by their names."""
+
+    name: str
+    has: Callable[[str], bool]
+
+
+MLP_FIRST = Where(f"layer called {', '.join(FIRST_OF_MLP)}", lambda name: name.endswith(FIRST_OF_MLP))
+ATTENTION = Where("layer of an attention", lambda name: "attention" in name or "attn" in name)
 
 
 @dataclass(frozen=True)
@@ -47,9 +61,10 @@ class Method:
 
 def find(name: str) -> Method:
     """Raises `RecipeError` with the nearest name."""
-    if name not in METHODS:
-        raise RecipeError(f"no method {name!r}{nearest(name, METHODS)}; there are {', '.join(METHODS)}")
-    return METHODS[name]
+    known = METHODS | RECIPES
+    if name not in known:
+        raise RecipeError(f"no method {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+    return known[name]
 
 
 def num_trainable(model: nn.Module, heads: Sequence[str] = ()) -> int:
@@ -61,14 +76,17 @@ def num_trainable(model: nn.Module, heads: Sequence[str] = ()) -> int:
     )
 
 
-def _road(variant: str, *, first_of_mlp: bool = False) -> Tune:
+def _road(variant: str, *, where: Where | None = None, other_pairs: bool = False) -> Tune:
+    """where: not on every layer. other_pairs: neighbours where the recipe pairs channels far apart, and the reverse."""
+
     def apply(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
         changes: dict[str, Any] = {"variant": variant}
-        if first_of_mlp:
-            layers = [name for name in target_layers(model, recipe) if name.endswith(FIRST_OF_MLP)]
-            if not layers:
-                raise RecipeError(f"{type(model).__name__} has no layer called {', '.join(FIRST_OF_MLP)}")
-            changes["target_modules"] = layers
+        if where is not None:
+            changes["target_modules"] = [name for name in target_layers(model, recipe) if where.has(name)]
+            if not changes["target_modules"]:
+                raise RecipeError(f"{type(model).__name__} has no {where.name}")
+        if other_pairs:
+            changes["group_size"] = FAR if recipe.group_size == NEIGHBOURS else NEIGHBOURS
         return tune(model, Recipe(**recipe.model_dump() | changes))
 
     return apply
@@ -132,38 +150,45 @@ def _only(keep: Callable[[str], bool]) -> Tune:
 
 
 ROAD_RATES = (1e-3, 3e-3, 5e-3, 7e-3)  # the paper's
+USUAL_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 # Small scale: around the best of a first search.
 TURNING_RATES, SCALING_RATES, ADDING_RATES = (
     (2e-3, 5e-3, 1e-2, 2e-2),
     (5e-3, 1e-2, 2e-2, 5e-2),
     (2e-4, 5e-4, 1e-3, 2e-3),
 )
-METHODS: dict[str, Method] = {
+
+
+def _lora(label: str, *, alpha: int = 2 * RANK, **options: Any) -> Method:
+    tune = _peft(_config("LoraConfig"), r=RANK, lora_alpha=alpha, **options)
+    return Method(label, USUAL_RATES, tune, ADDING_RATES)
+
+
+METHODS: dict[str, Method] = {  # the paper's
     "road_1": Method("RoAd1", ROAD_RATES, _road("road_1"), TURNING_RATES),
-    "road_1_fc1": Method("RoAd1(fc1)", ROAD_RATES, _road("road_1", first_of_mlp=True), SCALING_RATES),
+    "road_1_fc1": Method("RoAd1(fc1)", ROAD_RATES, _road("road_1", where=MLP_FIRST), SCALING_RATES),
     "road_2": Method("RoAd2", ROAD_RATES, _road("road_2"), TURNING_RATES),
     "road_4": Method("RoAd4", ROAD_RATES, _road("road_4"), TURNING_RATES),
     "full": Method("full fine-tuning", (3e-5, 1e-4, 2e-4, 5e-4), _only(lambda name: True), (2e-5, 5e-5, 1e-4, 2e-4)),
-    "lora": Method(
-        "LoRA r=8", (5e-4, 1e-3, 2e-3, 4e-3), _peft(_config("LoraConfig"), r=RANK, lora_alpha=2 * RANK), ADDING_RATES
-    ),
-    "dora": Method(
-        "DoRA r=8",
-        (5e-4, 1e-3, 2e-3, 4e-3),
-        _peft(_config("LoraConfig"), r=RANK, lora_alpha=2 * RANK, use_dora=True),
-        ADDING_RATES,
-    ),
+    "lora": _lora("LoRA r=8"),
+    "dora": _lora("DoRA r=8", use_dora=True),
     "ia3": Method("(IA)3", ROAD_RATES, _ia3, SCALING_RATES),
     "oft_2": Method("OFT block 2", ROAD_RATES, _peft(_config("OFTConfig"), oft_block_size=2, r=0), TURNING_RATES),
-    "oft_16": Method("OFT block 16", (5e-4, 1e-3, 2e-3, 4e-3), _peft(_config("OFTConfig"), oft_block_size=16, r=0)),
+    "oft_16": Method("OFT block 16", USUAL_RATES, _peft(_config("OFTConfig"), oft_block_size=16, r=0)),
     "boft": Method(  # of two factors where PEFT has its CUDA kernel, of one elsewhere
-        "BOFT block 2",
-        (5e-4, 1e-3, 2e-3, 4e-3),
-        _peft(_config("BOFTConfig"), boft_block_size=2, boft_n_butterfly_factor=2),
+        "BOFT block 2", USUAL_RATES, _peft(_config("BOFTConfig"), boft_block_size=2, boft_n_butterfly_factor=2)
     ),
-    "bitfit": Method(
-        "BitFit", (5e-4, 1e-3, 2e-3, 4e-3), _only(lambda name: name.endswith("bias")), (1e-3, 2e-3, 4e-3, 1e-2)
-    ),
+    "bitfit": Method("BitFit", USUAL_RATES, _only(lambda name: name.endswith("bias")), (1e-3, 2e-3, 4e-3, 1e-2)),
     "prefix": Method("prefix tuning, 20", (1e-3, 3e-3, 1e-2, 3e-2), _prefix),
     "head": Method("head alone", (1e-3, 3e-3, 1e-2, 3e-2), _only(lambda name: False)),
+}
+RECIPES: dict[str, Method] = {  # what a method leaves open, beside METHODS
+    "road_1_other_pairs": Method("RoAd1, other pairs", ROAD_RATES, _road("road_1", other_pairs=True), TURNING_RATES),
+    "road_2_attention": Method("RoAd2(attention)", ROAD_RATES, _road("road_2", where=ATTENTION), TURNING_RATES),
+    "lora_alpha_32": _lora("LoRA r=8, α=32", alpha=4 * RANK),
+    "lora_dropout": _lora("LoRA r=8, dropout 0.1", lora_dropout=0.1),
+}
+FAMILIES = {  # as many recipes of each; RoAd's train at most a fifteenth of LoRA's parameters
+    "RoAd": ("road_1", "road_1_other_pairs", "road_2_attention"),
+    "LoRA": ("lora", "lora_alpha_32", "lora_dropout"),
 }

@@ -24,7 +24,7 @@ from ..analysis.displacement import cls_states, displacement, distribution
 from .encoders import EncoderData, Rows, Settings, metric_of
 from .jobs import Job, log, run_jobs
 from .ledger import Ledger
-from .methods import METHODS, find
+from .methods import find
 
 MOVED = ("full", "lora", "road_1")
 PROBED = ("mrpc", "stsb", "cola", "rte")
@@ -72,7 +72,7 @@ def displacements(
                 "method": method,
                 "learning_rate": rate,
             }
-            yield Job(f"pilot 1, {METHODS[method].label}", recipe, seed, partial(compute, method, rate))
+            yield Job(f"pilot 1, {find(method).label}", recipe, seed, partial(compute, method, rate))
 
     return run_jobs(jobs(), ledger, budget=budget, progress=progress)
 

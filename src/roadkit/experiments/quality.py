@@ -12,7 +12,7 @@ from typing import Any
 
 from ..analysis.figures import COLOURS
 from .methods import METHODS
-from .scores import Row, by_seed, chosen_runs, glue_groups, grouped, label_of, mean_by_seed, scale_of, size_of
+from .scores import Row, by_seed, chosen_runs, glue_groups, group_scale, grouped, label_of, mean_by_seed, size_of
 
 EXPERIMENTS = ("glue", "commonsense", "arithmetic")
 TITLES = {"glue": "GLUE", "commonsense": "commonsense", "arithmetic": "arithmetic"}
@@ -43,7 +43,7 @@ def quality(rows: Sequence[Row]) -> list[dict[str, Any]]:
         scores = _glue(group, search) if name == "glue" else _reasoning(group)
         scores = {method: found for method, found in scores.items() if any(found.values())}
         tasks = [task for task in _tasks(scores) if all(found.get(task) for found in scores.values())]
-        scale = scale_of(group[0]["recipe"], len({row["seed"] for row in group}))
+        scale = group_scale(group)
         for method, found in scores.items() if tasks else ():
             means = list(mean_by_seed(found[task] for task in tasks).values())
             data.append(

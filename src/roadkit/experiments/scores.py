@@ -16,12 +16,13 @@ import numpy as np
 from . import decoders, multimodal
 from .glue import best
 from .ledger import given
-from .methods import METHODS
+from .methods import METHODS, RECIPES
 
 Row = Mapping[str, Any]
 GLUE_RUN = ("task", "method", "learning_rate")  # what tells apart the runs of one scale
 RESAMPLES = 10_000
-LABELS = decoders.LABELS | multimodal.LABELS | {name: method.label for name, method in METHODS.items()}
+COMPARED = ("road_1", "lora")  # wherever two methods stand for all
+LABELS = decoders.LABELS | multimodal.LABELS | {name: method.label for name, method in (METHODS | RECIPES).items()}
 
 
 class Paired(NamedTuple):
@@ -54,6 +55,11 @@ def scale_of(recipe: Mapping[str, Any], seeds: int) -> str:
     }
     told = [part for name, part in parts.items() if recipe.get(name)] + [f"{seeds} seed{'s' * (seeds != 1)}"]
     return f"{recipe['scale']}: {', '.join(told)}"
+
+
+def group_scale(group: Sequence[Row]) -> str:
+    """`scale_of` of runs that belong together."""
+    return scale_of(group[0]["recipe"], len({row["seed"] for row in group}))
 
 
 def _told_epochs(recipe: Mapping[str, Any]) -> str:
