@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from . import glue_tables, paper
 from .markdown import percent, spread, table, titled
 from .measured import blocks
-from .scores import COMPARED, Row, group_scale, grouped, label_of, machine_of
+from .scores import COMPARED, Row, group_scale, grouped, label_of, machine_of, size_of
 from .summary import summary
 
 
@@ -61,7 +61,7 @@ def _pilot2(rows: Sequence[Row]) -> list[str]:
 
 def _reasoning(rows: Sequence[Row]) -> list[str]:
     text = []
-    for group in grouped(rows, "method", "learning_rate").values():
+    for group in sorted(grouped(rows, "method", "learning_rate").values(), key=size_of, reverse=True):
         tasks = group[0]["recipe"]["tasks"]
         lines = []
         for method in dict.fromkeys(row["recipe"]["method"] for row in group):
