@@ -51,9 +51,7 @@ class _RoadkitTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
         mask = inputs.get("attention_mask")
         self.run.tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
-        tuned = self.accelerator.unwrap_model(model)
-        base: Any = tuned.get_base_model() if isinstance(tuned, PeftModel) else tuned
-        with attention_for(base, self.run.recipe, width=inputs["input_ids"].shape[1]):
+        with attention_for(self._base_of(model), self.run.recipe, width=inputs["input_ids"].shape[1]):
             loss = super().training_step(model, inputs, num_items_in_batch)
         self.run.last_loss = float(loss)
         return loss
@@ -63,11 +61,15 @@ class _RoadkitTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         rate = self.run.recipe.head_learning_rate
         if rate is not None and not created:
-            tuned = self.accelerator.unwrap_model(self.model if model is None else model)
-            base: Any = tuned.get_base_model() if isinstance(tuned, PeftModel) else tuned
-            heads = head_names(base, self.run.recipe)
+            tuned: Any = self.model if model is None else model
+            heads = head_names(self._base_of(tuned), self.run.recipe)
             _give_rate(optimizer, [value for name, value in tuned.named_parameters() if inside(name, heads)], rate)
         return optimizer
+
+    def _base_of(self, model: nn.Module) -> Any:
+        """The model that was tuned, out of the wrappers of PEFT and accelerate."""
+        tuned = self.accelerator.unwrap_model(model)
+        return tuned.get_base_model() if isinstance(tuned, PeftModel) else tuned
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """An adapter directory through roadkit's store. `state_dict` is given where weights are sharded."""
