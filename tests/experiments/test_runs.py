@@ -23,6 +23,7 @@ from roadkit.experiments.decoders import Tuned, prompt_of
 from roadkit.experiments.encoders import FULL, EncoderData, with_pooler
 from roadkit.experiments.jobs import Job, run_jobs
 from roadkit.experiments.ledger import Ledger
+from roadkit.experiments.quality import quality
 from roadkit.experiments.scores import chosen_runs, glue_groups
 from roadkit.experiments.tables import tables
 from roadkit.train.data import Table
@@ -152,6 +153,24 @@ def test_commonsense_answers_with_an_adapter_and_merged(decoder, data, ledger):
     assert [row["metrics"]["trainable"] > 0 for row in ledger.rows()] == [False, True, True]
     with pytest.raises(RecipeError, match="did you mean 'boolq'"):
         reasoning.run("commonsense", decoder, ledger, data=data, tasks=["boolqq"])
+
+
+def test_runs_at_another_learning_rate_are_told_apart(decoder, data, ledger):
+    options = {"data": data, "tasks": ["boolq"], "methods": ["base", "road_1"]}
+    for rate in (None, 1e-3):
+        reasoning.run("commonsense", decoder, ledger, learning_rate=rate, **options)
+    assert [row["recipe"]["learning_rate"] for row in ledger.rows()] == [0.0, 3e-3, 1e-3]
+    lines = tables(ledger.rows())["commonsense"].splitlines()[4:7]
+    assert [line.split(" | ")[0:3:2] for line in lines] == [["| base", "–"], ["| RoAd1", "0.003"], ["| RoAd1", "0.001"]]
+    assert [(row["method"], row["seeds"]) for row in quality(ledger.rows())] == [("base", 1), ("road_1", 1)]
+
+
+def test_another_tasks_answer_word_is_counted_apart_from_none():
+    asked = {"piqa": [{"answer": "solution1"}] * 3, "boolq": [{"answer": "true"}]}
+    texts = ["solution2 or solution1", "the correct answer is answer1", "I do not know", "true"]
+    found = reasoning._scores(reasoning.SUITES["commonsense"], asked, texts)
+    assert found["accuracy"] == {"piqa": 0, "boolq": 1}
+    assert (found["answered"], found["foreign"]) == (0.5, 0.25)
 
 
 @pytest.mark.parametrize("method", ["road_1", "lora"])

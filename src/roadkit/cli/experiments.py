@@ -145,6 +145,7 @@ def _suite(name: str, text: str) -> Any:
         new_tokens: int | None = typer.Option(None, help="Tokens an answer at most, in place of the scale's."),
         epochs: int | None = epochs_option,
         bf16: bool = bf16_option,
+        learning_rate: float | None = typer.Option(None, min=0, help="Of every method, in place of its own."),
         every_epoch: bool | None = typer.Option(
             None, "--every-epoch/--last-epoch", help="Score after each epoch and report the best; at full scale usual."
         ),
@@ -167,6 +168,7 @@ def _suite(name: str, text: str) -> Any:
             data=data,
             methods=_list(methods, reasoning.METHODS_RUN),
             tasks=_list(tasks, ()),
+            learning_rate=learning_rate,
             seed=seed,
             every_epoch=scale == "full" if every_epoch is None else every_epoch,
             budget=budget,

@@ -120,8 +120,13 @@ def _glue(group: Sequence[Row], search: Sequence[Row]) -> Scores:
 
 
 def _reasoning(group: Sequence[Row]) -> Scores:
+    """Of a method that ran with several learning rates, the runs with the first."""
     scores: Scores = {}
+    rates: dict[str, float] = {}
     for row in group:
+        rate = row["recipe"]["learning_rate"]
+        if rates.setdefault(row["recipe"]["method"], rate) != rate:
+            continue
         for task, accuracy in row["metrics"]["accuracy"].items():
             scores.setdefault(row["recipe"]["method"], {}).setdefault(task, {})[row["seed"]] = accuracy
     return scores

@@ -71,6 +71,7 @@ def run(
     data: Path,
     methods: Sequence[str] = METHODS_RUN,
     tasks: Sequence[str] = (),
+    learning_rate: float | None = None,
     seed: int = 0,
     every_epoch: bool = False,
     budget: float | None = None,
@@ -78,21 +79,22 @@ def run(
 ) -> int:
     """Do the runs that the ledger lacks; → how many the budget left out.
 
-    tasks         to score; none: all of the suite
-    every_epoch   score after each epoch and report the best, which the test questions choose, as the paper does (§C.2)
+    tasks           to score; none: all of the suite
+    learning_rate   of every method but the base, in place of its own (`rate_of`)
+    every_epoch     score after each epoch and report the best, which the test questions choose, as the paper does (§C.2)
     """
     if suite not in SUITES:
         raise RecipeError(f"no suite {suite!r}{nearest(suite, SUITES)}; there are {', '.join(SUITES)}")
     tasks = tuple(tasks) or SUITES[suite].tasks
     if unknown := [task for task in tasks if task not in SUITES[suite].tasks]:
         raise RecipeError(f"{suite} has no task {unknown[0]!r}{nearest(unknown[0], SUITES[suite].tasks)}")
-    jobs = _jobs(suite, settings, data, methods, tasks, seed, every_epoch)
+    rates = {method: learning_rate if learning_rate and method != BASE else rate_of(method) for method in methods}
+    jobs = _jobs(suite, settings, data, rates, tasks, seed, every_epoch)
     return run_jobs(jobs, ledger, budget=budget, progress=progress)
 
 
-def _jobs(suite, settings, data, methods, tasks, seed, every_epoch) -> Iterator[Job]:
-    for method in methods:
-        rate = rate_of(method)
+def _jobs(suite, settings, data, rates, tasks, seed, every_epoch) -> Iterator[Job]:
+    for method, rate in rates.items():
         recipe = {
             "experiment": suite,
             **dataclasses.asdict(settings),
@@ -102,7 +104,7 @@ def _jobs(suite, settings, data, methods, tasks, seed, every_epoch) -> Iterator[
             **({"every_epoch": True} if every_epoch else {}),
         }
         yield Job(
-            f"{suite}, {label_of(method)}",
+            f"{suite}, {label_of(method)}, {rate:g}",
             recipe,
             seed,
             partial(_compute, SUITES[suite], settings, data, method, rate, tasks, seed, every_epoch),
@@ -126,14 +128,19 @@ def _compute(suite, settings, data, method, rate, tasks, seed, every_epoch) -> d
 def _scores(suite: Suite, asked: Mapping[str, Sequence[Mapping[str, Any]]], texts: Sequence[str]) -> dict[str, Any]:
     """Accuracy of each task, by the suite's rules; `texts` answer the rows of all tasks, in order."""
     flat = [(task, row) for task, rows in asked.items() for row in rows]
-    accuracy, strict, answered = {}, {}, 0
+    accuracy, strict, answered, foreign = {}, {}, 0, 0
     for task, rows in asked.items():
         own = [(text, str(row["answer"])) for (name, row), text in zip(flat, texts, strict=True) if name == task]
         accuracy[task] = sum(suite.correct(task, *pair) for pair in own) / len(rows)
         if suite.strict:
             strict[task] = sum(suite.strict(*pair) for pair in own) / len(rows)
-            answered += sum(commonsense.extract(task, text) != "" for text, _ in own)
-    return {"accuracy": accuracy} | ({"strict": strict, "answered": answered / len(flat)} if suite.strict else {})
+            silent = [text for text, _ in own if commonsense.extract(task, text) == ""]
+            answered += len(own) - len(silent)
+            foreign += sum(any(commonsense.extract(other, text) for other in commonsense.ANSWERS) for text in silent)
+    found: dict[str, Any] = {"accuracy": accuracy}
+    if suite.strict:  # foreign: answered with a word of another task's
+        found |= {"strict": strict, "answered": answered / len(flat), "foreign": foreign / len(flat)}
+    return found
 
 
 def training_rows(suite: Suite, data: Path, settings: Settings, *, seed: int) -> Table:

@@ -64,8 +64,7 @@ def _reasoning(rows: Sequence[Row]) -> list[str]:
     for group in sorted(grouped(rows, "method", "learning_rate").values(), key=size_of, reverse=True):
         tasks = group[0]["recipe"]["tasks"]
         lines = []
-        for method in dict.fromkeys(row["recipe"]["method"] for row in group):
-            own = [row for row in group if row["recipe"]["method"] == method]
+        for own in grouped(group).values():
             scores = {task: [row["metrics"]["accuracy"][task] for row in own] for task in tasks}
             means = [statistics.fmean(row["metrics"]["accuracy"].values()) for row in own]
             answered = [row["metrics"]["answered"] for row in own if "answered" in row["metrics"]]
@@ -73,12 +72,13 @@ def _reasoning(rows: Sequence[Row]) -> list[str]:
                 [
                     _method(own[0]),
                     f"{own[0]['metrics']['trainable']:,}",
+                    f"{rate:g}" if (rate := own[0]["recipe"]["learning_rate"]) else "–",
                     *(spread(scores[task]) for task in tasks),
                     spread(means),
                     spread(answered) if answered else "–",
                 ]
             )
-        header = ["method", "trainable", *tasks, "mean", "with an answer word"]
+        header = ["method", "trainable", "learning rate", *tasks, "mean", "with an answer word"]
         text += titled(group_scale(group), table(header, lines))
     return text
 
