@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from typer.testing import CliRunner
 
@@ -58,6 +60,17 @@ def test_nothing_is_chosen_before_the_whole_search_is_done(pretended, ledger):
         "RoAd": "road_2_attention"
     }
     assert tables(rows)["glue_recipes"] == "No finished run yet."
+
+
+def test_the_budget_is_of_the_search_and_the_chosen_runs_together(pretended, ledger, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "process_time", lambda: clock[0])
+    compute = glue._compute
+    monkeypatch.setattr("roadkit.experiments.jobs.gc.collect", lambda: 0)
+    monkeypatch.setattr(glue, "_compute", lambda *args: clock.append(clock.pop() + 60) or compute(*args))
+    search = len(NAMES) * 2 * 2
+    assert run(ledger, budget=search + 2.5) == 2 * 2 * 3 - 2  # a minute each
+    assert len(ledger.rows()) == search + 2
 
 
 def test_the_table_shows_all_validations_and_the_test_scores_of_those_chosen(pretended, ledger):

@@ -88,7 +88,9 @@ def run(
     tasks = tuple(tasks) or SUITES[suite].tasks
     if unknown := [task for task in tasks if task not in SUITES[suite].tasks]:
         raise RecipeError(f"{suite} has no task {unknown[0]!r}{nearest(unknown[0], SUITES[suite].tasks)}")
-    rates = {method: learning_rate if learning_rate and method != BASE else rate_of(method) for method in methods}
+    rates = {method: rate_of(method) for method in methods}
+    if learning_rate is not None:
+        rates |= {method: learning_rate for method in methods if method != BASE}
     jobs = _jobs(suite, settings, data, rates, tasks, seed, every_epoch)
     return run_jobs(jobs, ledger, budget=budget, progress=progress)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,24 +28,30 @@ def run(
     *,
     tasks: Sequence[str] = glue.SMALL_TASKS,
     seeds: int = 1,
+    budget: float | None = None,
     **options: Any,
 ) -> int:
     """Search both families, then run what was chosen with every seed; → how many runs the budget left out.
 
-    options   data, num_rates, output, budget and progress of `glue.run`
+    budget    processor minutes of both together
+    options   data, num_rates, output and progress of `glue.run`
     """
+    start = time.process_time()
     options |= {"tasks": tasks}
     names = [name for family in FAMILIES.values() for name in family]
-    left = glue.run(settings, ledger, methods=names, seeds=0, **options)
+    left = glue.run(settings, ledger, methods=names, seeds=0, budget=budget, **options)
     if left:
         return left
+    if budget is not None:
+        budget -= (time.process_time() - start) / 60
     rows = ledger.rows()
     tried = [
         row
         for name, task in itertools.product(names, tasks)
         for row in glue.searched(rows, [glue.searching(settings)], task, name).values()
     ]
-    return glue.run(settings, ledger, methods=list(choose(validations(tried), tasks).values()), seeds=seeds, **options)
+    chosen = list(choose(validations(tried), tasks).values())
+    return glue.run(settings, ledger, methods=chosen, seeds=seeds, budget=budget, **options)
 
 
 def validations(search: Iterable[Mapping[str, Any]]) -> Validation:
