@@ -8,10 +8,13 @@ rates = turns({"ours": f, "peer": g}, rounds=7)       # what f and g return: {"o
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the CPU is what is measured: engines go to a GPU by themselves, peers do not
 
 
 def measure(sides: Mapping[str, Callable[[], object]], *, rounds: int, repeat: int = 1) -> dict[str, dict[str, float]]:
@@ -56,8 +59,6 @@ def ratio(rows: dict, one: str, other: str) -> float:
 
 def machine() -> dict[str, object]:
     """What was measured on."""
-    import os
-
     import torch
 
     return {

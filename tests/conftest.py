@@ -189,6 +189,24 @@ def tiny_tokenizer():
 
 
 @pytest.fixture
+def placed(monkeypatch):
+    """The devices that models were loaded to, in order, on a machine whose best one is called cpu:0."""
+    from roadkit import models
+
+    found: list[str | None] = []
+    for name in ("load_causal", "load_encoder"):
+        load = getattr(models, name)
+
+        def spy(*args, load=load, **options):
+            found.append(options.get("device"))
+            return load(*args, **options)
+
+        monkeypatch.setattr(models, name, spy)
+    monkeypatch.setattr(models, "best_device", lambda asked=None: asked or "cpu:0")
+    return found
+
+
+@pytest.fixture
 def harness(tmp_path):
     """`harness(starts, choices)(model, arguments)`: lm-evaluation-harness's log-likelihoods of each choice after each start."""
     lm_eval = pytest.importorskip("lm_eval")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import TOLERANCE, random_parameters
-from roadkit import kernels, modules, native
+from roadkit import kernels, models, modules, native
 from roadkit.adapter import Adapter
 from roadkit.engine import engine as room
 from roadkit.engine.engine import Engine
@@ -689,6 +689,27 @@ def test_from_a_folder(tmp_path, tiny_llama, tiny_tokenizer, adapters):
     plain, ids = tiny_llama(vocab_size=VOCAB), tiny_tokenizer(text)["input_ids"]
     assert_greedy(plain, None, ids, base)
     assert_greedy(plain, adapters["one"], ids, one)
+
+
+def test_a_model_goes_where_there_is_a_gpu_in_its_own_type(tmp_path, tiny_llama, tiny_tokenizer, monkeypatch):
+    tiny_llama(vocab_size=VOCAB).bfloat16().save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    folder = str(tmp_path)
+    assert Engine.from_pretrained(folder).runner.model.dtype is torch.float32  # as the CPU's kernels compute
+    monkeypatch.setattr(models, "best_device", lambda asked=None: asked or "meta")  # stands for a GPU
+    for options, device, dtype in (
+        ({}, "meta", torch.bfloat16),
+        ({"weights": "float32"}, "meta", torch.float32),
+        ({"dtype": torch.float16}, "meta", torch.float16),
+        ({"device": "cpu"}, "cpu", torch.float32),
+    ):
+        engine = Engine.from_pretrained(folder, **options)
+        model = engine.runner.model
+        assert (model.device.type, model.dtype, engine.bank.device.type) == (device, dtype, device), options
+    with pytest.raises(
+        ModelError, match="weights='int8' is what the CPU packs, and the model is torch.bfloat16 on meta"
+    ):
+        Engine.from_pretrained(folder, weights="int8")
 
 
 def test_chat_messages_go_through_the_template(make, tiny_tokenizer, monkeypatch):

@@ -92,7 +92,7 @@ def small_world(tmp_path, tiny_llama, tiny_tokenizer, monkeypatch):
     return composition, settings, tmp_path
 
 
-def test_composition_runs_resumes_and_reports(small_world):
+def test_composition_runs_resumes_and_reports(small_world, placed):
     composition, settings, folder = small_world
     arms = [arm for arm in composition.ARMS if "4" not in arm.name]
     options = {"data": folder / "data", "arms": arms}
@@ -102,6 +102,7 @@ def test_composition_runs_resumes_and_reports(small_world):
     said: list[str] = []
     ledger = composition.run(settings, out, progress=said.append, **options)
     assert ledger.path.read_bytes().startswith(before), "finished arms are not run again"
+    assert set(placed) == {"cpu:0"}, "models go to the best device"
     assert not [line for line in said if line.startswith("road, 2")]
     assert [row["recipe"]["arm"]["name"] for row in ledger.rows()] == [arm.name for arm in arms]
     for row in ledger.rows():

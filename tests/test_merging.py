@@ -18,7 +18,7 @@ def test_survival_is_the_share_of_the_gain_that_is_kept():
     assert survival(accuracy, "base") == 0
 
 
-def test_both_kinds_are_merged_once_and_reported(tmp_path, tiny_bert, tiny_tokenizer):
+def test_both_kinds_are_merged_once_and_reported(tmp_path, tiny_bert, tiny_tokenizer, placed):
     import gzip
 
     model = tmp_path / "model"
@@ -39,6 +39,7 @@ def test_both_kinds_are_merged_once_and_reported(tmp_path, tiny_bert, tiny_token
     settings = Settings(model=str(model), domains=("one", "two"), rows=8, held_out=6, epochs=2, batch_size=4, rank=2)
     ledger = run(settings, tmp_path / "out", data=tmp_path)
     road, lora = (row["metrics"]["accuracy"] for row in ledger.rows())
+    assert set(placed) == {"cpu:0"}, "models go to the best device"
     assert road["base"] == lora["base"]
     assert {"product", "geometric mean"} <= set(road)
     assert {"TIES, density 0.5", "DARE linear, density 0.5"} <= set(lora)

@@ -238,3 +238,10 @@ def test_minilm_encodes_and_classifies(no_network):
     assert encoder(**tokenizer("a sentence", return_tensors="pt")).last_hidden_state.shape[-1] == 384
     classifier = models.load_encoder("minilm", num_labels=2)
     assert models.config_fingerprint(classifier.config) == models.config_fingerprint(encoder.config)
+
+
+def test_a_device_that_is_not_there_is_named():
+    assert models.best_device("cpu") == "cpu"
+    for name in ("gpu", "cuda:7"):
+        with pytest.raises(ModelError, match=f"there is no device '{name}' here: "):
+            models.best_device(name)

@@ -55,7 +55,7 @@ def train_missing(model: str, folder: Path, *, watch: Callable[[str], AbstractCo
     from . import models
     from .train import Recipe, run
 
-    base, tokenizer = models.load_causal(model), models.load_tokenizer(model)
+    base, tokenizer = models.load_causal(model, device=models.best_device()), models.load_tokenizer(model)
     data = files("roadkit") / "data" / "demo"
     for name in missing:
         recipe = Recipe(model=model, data=str(data / f"{name}.jsonl"), output=str(folder / name), **SETTINGS)

@@ -102,11 +102,20 @@ def canonical_name(name: str) -> str:
     return str(path.resolve()) if path.is_dir() else name
 
 
-def best_device() -> str:
-    """Where a model goes that nobody has placed: the GPU where there is one."""
+def best_device(asked: str | None = None) -> str:
+    """Where a model goes: on the device asked for, else on the GPU where there is one.
+
+    Raises `ModelError` for a device that this machine does not have.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=asked)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ModelError(f"there is no device {asked!r} here: {str(error).splitlines()[0]}") from None
+    return asked
 
 
 def load_causal(name: str, *, dtype: torch.dtype | str = "float32", device: str = "cpu") -> PreTrainedModel:

@@ -9,8 +9,10 @@ import numpy
 import pytest
 import torch
 
+from roadkit import models
 from roadkit.server.app import build
 from roadkit.server.auth import Keyring
+from roadkit.server.backends import open_backend
 from roadkit.server.encoder import EncoderEngine
 from roadkit.server.settings import Settings
 
@@ -43,6 +45,15 @@ def serve(tiny_bert, tiny_tokenizer, random_adapter, tmp_path):
         asyncio.run(main())
 
     return make
+
+
+def test_an_encoder_goes_where_there_is_a_gpu(tmp_path, tiny_bert, tiny_tokenizer, monkeypatch):
+    tiny_bert(vocab_size=384).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(models, "best_device", lambda asked=None: asked or "meta")  # stands for a GPU
+    for options, device in (({}, "meta"), ({"device": "cpu"}, "cpu")):
+        backend = open_backend(str(tmp_path), **options)
+        assert backend.model.device.type == backend.bank.device.type == device
 
 
 def test_embeddings_are_the_models_own(serve, tiny_tokenizer, close):

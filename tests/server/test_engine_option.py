@@ -25,6 +25,8 @@ def _logging_as_before():
         (["--tensor-parallel-size", "2"], "tensor_parallel_size is an option of --engine vllm"),
         (["--group-size", "2"], "group_sizes is an option of --engine vllm"),
         (["--engine", "vllm", "--num-labels", "2"], "--num-labels is for encoders"),
+        (["--engine", "vllm", "--device", "cpu"], "--device cpu: vLLM computes where it was built for"),
+        (["--device", "gpu"], "there is no device 'gpu' here"),
         (["--engine", "vllm", "--engine-options", "[1]"], "must be an object such as"),
         (["--engine", "vllm", "--engine-options", "{"], "--engine-options is no JSON"),
     ],

@@ -31,10 +31,10 @@ def bench(
     if name not in known:
         raise RoadkitError(f"no benchmark {name!r}{nearest(name, known)}; there are {', '.join(known)}")
     sys.path.insert(0, str(FOLDER))
+    from harness import report  # type: ignore[import-not-found]  # first: it hides GPUs
+
     spec = importlib.util.spec_from_file_location(f"bench_{name}", known[name])
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    from harness import report  # type: ignore[import-not-found]
-
     report(module.run(**({"rounds": rounds} if rounds else {})), quiet=json)

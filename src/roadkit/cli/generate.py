@@ -6,7 +6,7 @@ import json as jsonlib
 
 import typer
 
-from .options import named_adapters
+from .options import DEVICE, named_adapters
 
 
 def generate(
@@ -21,6 +21,7 @@ def generate(
     temperature: float = typer.Option(0.0, help="0 is greedy."),
     top_p: float = typer.Option(1.0, help="Sample from the smallest set of tokens of this mass."),
     seed: int | None = typer.Option(None, help="Makes sampling repeatable."),
+    device: str | None = DEVICE,
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Answer every prompt with every adapter, all in one batch."""
@@ -39,7 +40,9 @@ def generate(
         )
         for prompt, name in asked
     ]
-    engine = Engine.from_pretrained(model, adapters=named_adapters(adapters), max_batch=min(len(requests), 64))
+    engine = Engine.from_pretrained(
+        model, adapters=named_adapters(adapters), device=device, max_batch=min(len(requests), 64)
+    )
     answers = engine.generate(requests)
     if json:
         rows = [

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import typer
+
 from ..errors import RoadkitError
+
+DEVICE = typer.Option(None, help="cpu or cuda; by default the GPU where there is one.")
 
 
 def named_adapters(values: list[str]) -> dict[str, str]:

@@ -73,7 +73,7 @@ def sweep(
         tasks[label if equals else name] = file if equals else item
     if tasks.keys() != sources.keys():
         raise RoadkitError(f"adapters {', '.join(sources)} need one --data each, got it for {', '.join(tasks)}")
-    base, tokenizer = models.load_causal(model), models.load_tokenizer(model)
+    base, tokenizer = models.load_causal(model, device=models.best_device()), models.load_tokenizer(model)
     curves = {}
     for name, path in sources.items():
         recipe = Recipe(model=model, data=tasks[name], output="", max_examples=rows, max_length=max_length)

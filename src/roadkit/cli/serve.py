@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from ..errors import RoadkitError
+from .options import DEVICE
 
 
 def serve(
@@ -38,8 +39,9 @@ def serve(
     max_context: int = typer.Option(0, help="Longest prompt and answer in tokens; 0 is the model's own limit."),
     max_resident: int = typer.Option(64, help="Compositions kept in memory beyond those in use."),
     stream_buffer: int = typer.Option(1024, help="Chunks that a client may be behind before it is cut off."),
+    device: str | None = DEVICE,
     cache_gib: float | None = typer.Option(None, help="Memory for keys and values; embedded: 1, vllm: its own choice."),
-    weights: str = typer.Option("", help="Store packed weights as float32, bfloat16 or int8."),
+    weights: str = typer.Option("", help="Type of the weights: float32, bfloat16, or (embedded, on the CPU) int8."),
     num_labels: int = typer.Option(0, help="Give an encoder a head for adapters that bring theirs."),
     tensor_parallel_size: int = typer.Option(1, help="vllm: over how many GPUs each layer is cut."),
     pipeline_parallel_size: int = typer.Option(1, help="vllm: over how many groups of them the layers are dealt."),
@@ -109,6 +111,8 @@ def serve(
 
         if num_labels:
             raise RoadkitError("--num-labels is for encoders, and --engine vllm generates text")
+        if device:
+            raise RoadkitError(f"--device {device}: vLLM computes where it was built for; leave it out")
         backend = open_vllm(model, **common, **distributed, cache_gib=cache_gib)
     elif engine != "embedded":
         raise RoadkitError(f"--engine {engine!r}: there are embedded and vllm")
@@ -116,7 +120,9 @@ def serve(
         given = [name for name, value in distributed.items() if value not in (1, None, (64,), {})]
         if given:
             raise RoadkitError(f"{given[0]} is an option of --engine vllm; the embedded engine is one process")
-        backend = open_backend(model, **common, cache_gib=cache_gib or 1.0, num_labels=num_labels or None)
+        backend = open_backend(
+            model, **common, device=device, cache_gib=cache_gib or 1.0, num_labels=num_labels or None
+        )
     launch.serve(
         settings,
         keyring,

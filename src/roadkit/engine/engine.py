@@ -50,7 +50,8 @@ class Engine:
     slots             different adapters or compositions resident at once; by default enough for every running request
     max_context       longest prompt and answer in tokens; by default the model's own limit
     cache_gib         memory for keys and values, in GiB; allocated as it is first used
-    weights           what the packed weights are stored as: 'float32', 'bfloat16' or 'int8'; None is the model's type
+    weights           what the packed weights are stored as: 'float32', 'bfloat16' or 'int8'; None is the model's type.
+                      Only the CPU packs: a model elsewhere has its type already
     """
 
     def __init__(
@@ -97,8 +98,8 @@ class Engine:
         name: str,
         *,
         adapters: Mapping[str, Adapter | Intervention | str | os.PathLike] | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        device: str | None = None,
         max_batch: int = 8,
         max_waiting: int = 4096,
         slots: int | None = None,
@@ -106,9 +107,15 @@ class Engine:
         cache_gib: float = 1.0,
         weights: Weights | None = None,
     ) -> Engine:
-        """Load a base model (hub id, folder, or bundled name such as `smollm2`) and build an engine on it."""
+        """Load a base model (hub id, folder, or bundled name such as `smollm2`) and build an engine on it.
+
+        dtype     None: float32 on the CPU, which packs `weights` itself; on a GPU `weights`, or the checkpoint's own type
+        device    None: the GPU where there is one
+        """
+        device = models.best_device(device)
+        own = "auto" if weights in (None, "int8") else weights
         return cls(
-            models.load_causal(name, dtype=dtype, device=device),
+            models.load_causal(name, dtype=dtype or ("float32" if device == "cpu" else own), device=device),
             models.load_tokenizer(name),
             adapters=adapters,
             max_batch=max_batch,

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
+from ..errors import ModelError
 from .attention import Span, install
 from .bank import IDENTITY, Bank
 from .bank_layer import BankLayer
@@ -23,7 +24,7 @@ from .blocks import fuse_blocks
 from .cache import PagedCache
 from .layers import fuse_layers
 from .norms import fuse_norms
-from .packed import Weights, pack
+from .packed import PackedLinear, Weights, pack
 from .scheduler import Sequence, site_slots
 from .static_decode import StaticDecode
 
@@ -49,7 +50,7 @@ class Runner:
         self.attention = install(model, cache)
         self.decode: StaticDecode | None = None
         fused = fuse_norms(model) + fuse_blocks(model) if model.dtype is torch.float32 else 0
-        self.packed = pack(model, weights=weights) if cache.device.type == "cpu" else {}
+        self.packed = _packed(model, weights)
         fused += fuse_layers(model, self.packed, self.attention)
         log.info("%d linear layers are packed for the fused kernel, %d other parts fused", len(self.packed), fused)
 
@@ -122,3 +123,14 @@ class Runner:
                 continue
             scored.append(Scored(sequence, last, prompt))
         return scored
+
+
+def _packed(model: PreTrainedModel, weights: Weights | None) -> dict[nn.Module, PackedLinear]:
+    if model.device.type == "cpu":
+        return pack(model, weights=weights)
+    if weights not in (None, str(model.dtype).removeprefix("torch.")):
+        raise ModelError(
+            f"weights={weights!r} is what the CPU packs, and the model is {model.dtype} on {model.device}: leave it out "
+            "and name a model that is stored so, or device='cpu'"
+        )
+    return {}

@@ -106,7 +106,8 @@ def run(
     if not pending:
         progress("every arm is in the ledger")
         return ledger
-    model, tokenizer = models.load_causal(settings.model), models.load_tokenizer(settings.model)
+    model = models.load_causal(settings.model, device=models.best_device())
+    tokenizer = models.load_tokenizer(settings.model)
     names = dict.fromkeys(task for arm in arms for task in arm.tasks)
     rows = {
         name: load_task(
@@ -166,7 +167,7 @@ def _run_arm(
         }  # fmt: skip
         if arm.method == "loreft":
             share = settings.rank // len(arm.tasks)
-            edit = LoreftEdit(width, [share] * len(arm.tasks))
+            edit = LoreftEdit(width, [share] * len(arm.tasks)).to(model.device)
             losses = train_edits(model, {(name, LAST): edit}, training, tasks=arm.tasks, **options)
             acting = _acting_edit(model, name, edit.requires_grad_(False), arm.tasks)
             trainable = sum(parameter.numel() for parameter in edit.parameters())

@@ -91,13 +91,13 @@ class _Study:
         self.settings, self.seed, self.progress = settings, seed, progress
         self.tokenizer = models.load_tokenizer(settings.model)
         self.tasks = _tasks(settings, data, seed)
-        base = models.load_encoder(settings.model)
+        base = self._base()
         with torch.no_grad():
             self.names = {name: self._embed(base, list(task.labels)) for name, task in self.tasks.items()}
 
     def measure(self, kind: str) -> dict[str, Any]:
         """{'accuracy': {way of merging: {task: share right}}}; 'base' has no adapter, 'own' each task's own."""
-        base = models.load_encoder(self.settings.model)
+        base = self._base()
         accuracy = {"base": {name: self._accuracy(base, name) for name in self.tasks}, "own": {}}
         with tempfile.TemporaryDirectory() as folder:
             for name in self.tasks:
@@ -114,7 +114,7 @@ class _Study:
         for adapter in adapters[1:]:
             product = product.then(adapter)
         merged = {"product": product, "geometric mean": mean(adapters), "product at half strength": product**0.5}
-        base, found = models.load_encoder(self.settings.model), {}
+        base, found = self._base(), {}
         for way, adapter in merged.items():
             with attached(base, adapter):
                 found[way] = {name: self._accuracy(base, name) for name in self.tasks}
@@ -124,7 +124,7 @@ class _Study:
         from peft import PeftModel
 
         names = list(self.tasks)
-        base = models.load_encoder(self.settings.model)
+        base = self._base()
         model = PeftModel.from_pretrained(base, str(folder / names[0]), adapter_name=names[0])
         for name in names[1:]:
             model.load_adapter(str(folder / name), adapter_name=name)
@@ -145,12 +145,15 @@ class _Study:
             found[way] = {name: self._accuracy(model, name) for name in names}
         return found
 
+    def _base(self) -> Any:
+        return models.load_encoder(self.settings.model, device=models.best_device())
+
     def _train(self, name: str, kind: str) -> Any:
         from peft import LoraConfig, RoadConfig, get_peft_model
 
         settings, task = self.settings, self.tasks[name]
         torch.manual_seed(self.seed)
-        base = models.load_encoder(settings.model)
+        base = self._base()
         layers = [layer for layer in linear_layers(base) if "pooler" not in layer]
         if kind == "road":
             config, rate = (
@@ -175,7 +178,7 @@ class _Study:
             for at in range(0, len(order), settings.batch_size):
                 texts, labels = zip(*order[at : at + settings.batch_size], strict=True)
                 scores = self._embed(model, list(texts)) @ self.names[name].T / TEMPERATURE
-                cross_entropy(scores, torch.tensor(labels)).backward()
+                cross_entropy(scores, torch.tensor(labels, device=scores.device)).backward()
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
@@ -187,12 +190,13 @@ class _Study:
         for at in range(0, len(task.test), 64):
             texts, labels = zip(*task.test[at : at + 64], strict=True)
             chosen = (self._embed(model, list(texts)) @ self.names[name].T).argmax(dim=1)
-            right += int((chosen == torch.tensor(labels)).sum())
+            right += int((chosen.cpu() == torch.tensor(labels)).sum())
         return right / len(task.test)
 
     def _embed(self, model: Any, texts: list[str]) -> Tensor:
         """[texts, d]: mean over tokens, length 1, as the encoder's own sentence vectors are made."""
         batch = self.tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        batch = batch.to(model.device)
         hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(2)
         return normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=1)
 

@@ -20,15 +20,19 @@ def open_backend(
     cache_gib: float = 1.0,
     weights: Weights | None = None,
     num_labels: int | None = None,
+    device: str | None = None,
 ) -> EmbeddedEngine | EncoderEngine:
-    """Load a base model. `num_labels` gives an encoder a head for adapters that bring theirs; the base has none then."""
+    """Load a base model, on the GPU where there is one and no `device` is named.
+
+    `num_labels` gives an encoder a head for adapters that bring theirs; the base has none then.
+    """
     if models.is_encoder(model):
         config = models.load_config(model)
         names = config.architectures
         own_head = any(name.endswith("ForSequenceClassification") for name in names)
         labels = num_labels or (config.num_labels if own_head else None)
         return EncoderEngine(
-            models.load_encoder(model, num_labels=labels),
+            models.load_encoder(model, num_labels=labels, device=models.best_device(device)),
             models.load_tokenizer(model),
             max_batch=max_batch,
             max_queue=max_queue,
@@ -37,6 +41,6 @@ def open_backend(
     from ..engine.engine import Engine
 
     engine = Engine.from_pretrained(
-        model, max_batch=max_batch, max_context=max_context, cache_gib=cache_gib, weights=weights
+        model, device=device, max_batch=max_batch, max_context=max_context, cache_gib=cache_gib, weights=weights
     )
     return EmbeddedEngine(engine, max_queue=max_queue, max_queue_per_tenant=max(1, max_queue // 2))

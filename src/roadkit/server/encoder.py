@@ -170,6 +170,7 @@ class EncoderEngine:
         for row, job in enumerate(batch):
             ids[row, : len(job.token_ids)] = torch.tensor(job.token_ids)
             mask[row, : len(job.token_ids)] = 1
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         with self.bank.rows([job.adapter for job in batch]):
             if batch[0].kind == "classify":
                 logits = self.model(input_ids=ids, attention_mask=mask).logits
