@@ -706,6 +706,8 @@ def test_a_model_goes_where_there_is_a_gpu_in_its_own_type(tmp_path, tiny_llama,
         engine = Engine.from_pretrained(folder, **options)
         model = engine.runner.model
         assert (model.device.type, model.dtype, engine.bank.device.type) == (device, dtype, device), options
+        few = Engine.from_pretrained(folder, **options, max_batch=64, cache_gib=64 * PAGE_BYTES / 2**30)
+        assert few.scheduler.cache.num_pages == 64 * 4 // dtype.itemsize, "16-bit numbers take half the room"
     with pytest.raises(
         ModelError, match="weights='int8' is what the CPU packs, and the model is torch.bfloat16 on meta"
     ):

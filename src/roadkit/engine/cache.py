@@ -39,9 +39,9 @@ class PagedCache:
         return len(self._free)
 
     def layer(self, index: int, num_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The key and value pool of one layer; float32 on the CPU, whose kernels read that."""
+        """The key and value pool of one layer, in `stored_dtype`."""
         if index not in self.keys:  # zeros: on the CPU the system commits memory when it is first written
-            dtype = torch.float32 if self.device.type == "cpu" else dtype
+            dtype = stored_dtype(dtype, self.device)
             pool = (self.num_pages + 1, num_heads)
             self.keys[index] = torch.zeros(*pool, head_dim, PAGE, device=self.device, dtype=dtype)
             self.values[index] = torch.zeros(*pool, PAGE, head_dim, device=self.device, dtype=dtype)
@@ -84,6 +84,11 @@ class PagedCache:
         """Offer a complete page to later requests."""
         if key not in self._page_of and page not in self._key_of:
             self._page_of[key], self._key_of[page] = page, key
+
+
+def stored_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What a model of `dtype` keeps in its pages: on the CPU float32, which its kernels read."""
+    return torch.float32 if device.type == "cpu" else dtype
 
 
 def page_keys(adapter_key: str, token_ids: list[int], marks: Collection[int] = ()) -> list[bytes]:

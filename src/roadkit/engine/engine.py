@@ -27,7 +27,7 @@ from ..expression import Term
 from ..intervene.intervention import Intervention
 from . import scheduler as scheduling
 from .bank import Bank, Row
-from .cache import PAGE, PagedCache
+from .cache import PAGE, PagedCache, stored_dtype
 from .grammar import Grammars
 from .packed import Weights
 from .request import Chunk, Completion, FinishReason, Message, Request
@@ -76,7 +76,8 @@ class Engine:
         self.max_context = min(max_context or limit, limit)
         self.tokenizer = tokenizer
         self.end_ids = end_ids_of(model, tokenizer)
-        cache = PagedCache(_num_pages(config, cache_gib, max_batch, self.max_context), device=model.device)
+        number = stored_dtype(model.dtype, model.device).itemsize
+        cache = PagedCache(_num_pages(config, number, cache_gib, max_batch, self.max_context), device=model.device)
         self.runner = Runner(model, cache, weights=weights)
         self.bank = Bank(
             model,
@@ -353,11 +354,11 @@ class Engine:
         sequence.emit(Chunk(text, generated[len(generated) - num_new :], logprobs, completion))
 
 
-def _num_pages(config: Any, cache_gib: float, max_batch: int, max_context: int) -> int:
-    """Pages that fit the memory, or that every request could ever fill, whichever is less."""
+def _num_pages(config: Any, number: int, cache_gib: float, max_batch: int, max_context: int) -> int:
+    """Pages that fit the memory, or that every request could ever fill, whichever is less. A number has `number` bytes."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    page_bytes = 2 * PAGE * heads * head_dim * 4 * config.num_hidden_layers
+    page_bytes = 2 * PAGE * heads * head_dim * number * config.num_hidden_layers
     fitting = int(cache_gib * 2**30) // page_bytes
     if fitting < 1:
         raise RequestError(f"cache_gib {cache_gib:g} holds no page: one needs {page_bytes} bytes")
