@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # bits are compared, and models go to a GPU by themselves
 
 import hypothesis
 import pytest

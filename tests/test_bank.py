@@ -192,6 +192,17 @@ def test_a_layer_that_returns_its_bias_apart_is_refused():
 # ---- slots ------------------------------------------------------------------------------------------------------
 
 
+def test_a_layer_may_see_the_tokens_of_a_row_without_their_batch(model):
+    """OPT's fc1 is called with [tokens, d], as the experts of some models are."""
+    one = small(1)
+    bank = Bank(model, {"one": one})
+    x = torch.randn(1, 5, 6)
+    with bank.rows(["one", None, "one", "one*0.5", None]):
+        bank.current = bank.current.view(1, 5)  # as the engine sets it: a row a token
+        close_to(model["q"](x[0]), model["q"](x)[0])
+    bank.close()
+
+
 def test_least_recently_used_row_is_evicted(model):
     bank = Bank(model, {name: small(i) for i, name in enumerate("abc")}, slots=2)
     rows = {}

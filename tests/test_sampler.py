@@ -24,7 +24,7 @@ def sequence(prompt=(1, 2, 3), generated=(), *, end_ids=(2,), seed=0, **options)
         num_prompt=len(prompt),
         seed=seed,
         end_ids=frozenset(end_ids),
-        end_ids_tensor=end_tensor(frozenset(end_ids), torch.device("cpu")),
+        end_ids_tensor=end_tensor(frozenset(end_ids)),
     )
 
 

@@ -11,9 +11,18 @@ from roadkit.engine.scheduler import Scheduler, Sequence, end_tensor
 from roadkit.engine.static_decode import SIZES, StaticDecode
 
 
-def decode(model, adapters, *, static: bool, steps: int = 12, requests: int = 5):
+class UsedCache(PagedCache):
+    """Its pages hold what a request with broken numbers left behind."""
+
+    def layer(self, index, num_heads, head_dim, dtype):
+        new = index not in self.keys
+        keys, values = super().layer(index, num_heads, head_dim, dtype)
+        return (keys.fill_(torch.nan), values.fill_(torch.nan)) if new else (keys, values)
+
+
+def decode(model, adapters, *, static: bool, steps: int = 12, requests: int = 5, kind: type = PagedCache):
     """Greedy tokens of `requests` requests of different lengths, each with its own adapter; shapes that were used."""
-    cache = PagedCache(64, device=torch.device("cpu"))
+    cache = kind(64, device=torch.device("cpu"))
     runner = Runner(model, cache)
     bank = Bank(model, adapters, bind=runner.bind)
     if static:
@@ -24,7 +33,7 @@ def decode(model, adapters, *, static: bool, steps: int = 12, requests: int = 5)
         prompt = list(range(3 + i, 14 + 4 * i))
         name = None if i == 0 else f"a{i}"
         request = Request(prompt=prompt, adapter=name, max_tokens=steps)
-        nothing = end_tensor(frozenset(), cache.device)
+        nothing = end_tensor(frozenset())
         sequences.append(Sequence(i, request, bank.parse(name), prompt, len(prompt), 0, frozenset(), nothing))
         scheduler.submit(sequences[-1])
     for _ in range(steps):
@@ -47,6 +56,15 @@ def test_static_steps_choose_the_same_tokens(family, request, random_adapter):
     assert all(size in SIZES and width & (width - 1) == 0 for size, width in shapes) and len(shapes) >= 2
 
 
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_gemma"])
+@pytest.mark.parametrize("static", [False, True])
+def test_what_a_page_held_before_does_not_count(family, static, request, random_adapter):
+    make = request.getfixturevalue(family)
+    adapters = {f"a{i}": random_adapter(make(), i) for i in range(1, 5)}
+    expected, _ = decode(make(), adapters, static=static)
+    assert decode(make(), adapters, static=static, kind=UsedCache)[0] == expected
+
+
 def test_padding_writes_only_to_the_spare_page(tiny_llama, random_adapter):
     adapters = {f"a{i}": random_adapter(tiny_llama(), i) for i in range(1, 3)}
     cache = PagedCache(8, device=torch.device("cpu"))
@@ -54,7 +72,7 @@ def test_padding_writes_only_to_the_spare_page(tiny_llama, random_adapter):
     runner = Runner(model, cache)
     bank = Bank(model, adapters, bind=runner.bind)
     static = StaticDecode(runner.model, runner.attention, bank)
-    nothing = end_tensor(frozenset(), cache.device)
+    nothing = end_tensor(frozenset())
     batch = []
     for i in range(3):  # three sequences: one row of padding
         sequence = Sequence(i, Request(prompt=[5], max_tokens=1), (), [5], 1, 0, frozenset(), nothing)

@@ -97,7 +97,7 @@ class Adapter:
     ) -> Adapter:
         """Lower θ and α (radians, PEFT's layout; module name → (θ, α), each 1-D) of one variant and group size.
 
-        The tensors are copied. Raises `AdapterError` or `AlgebraError` for sizes that fit no layer.
+        The tensors are copied to the CPU. Raises `AdapterError` or `AlgebraError` for sizes that fit no layer.
         """
         if not parameters:
             raise AdapterError("an adapter needs at least one layer")
@@ -106,12 +106,13 @@ class Adapter:
             if theta.dim() != 1 or theta.shape != alpha.shape:
                 raise AdapterError(f"{name}: θ {list(theta.shape)} and α {list(alpha.shape)} must be equal and 1-D")
             layers[name] = rotation.layer_width(variant, len(theta), group_size, name), group_size
-            kept[name] = theta.detach().clone(), alpha.detach().clone()
+            kept[name] = theta.detach().cpu().clone(), alpha.detach().cpu().clone()
         layout = Layout(layers)
         flat_theta = torch.cat([kept[name][0].float() for name in layout.layers])
         flat_alpha = torch.cat([kept[name][1].float() for name in layout.layers])
         a, b = rotation.lower(variant, flat_theta, flat_alpha, group_size)
-        return cls(layout, a, b, dict(heads or {}), base or Base(), variant, kept)
+        heads = {module: {name: tensor.cpu() for name, tensor in own.items()} for module, own in (heads or {}).items()}
+        return cls(layout, a, b, heads, base or Base(), variant, kept)
 
     @classmethod
     def load(cls, source: str | os.PathLike) -> Adapter:

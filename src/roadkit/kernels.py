@@ -90,16 +90,23 @@ def backend(device_type: str) -> str:
     chosen = "torch"
     if device_type == "cpu" and native.load() is not None:
         chosen = "native"
-    elif device_type == "cuda" and _has_triton():
+    elif device_type == "cuda" and _triton_works():
         chosen = "triton"
     log.info("rotate_rows on %s: %s", device_type, chosen)
     return chosen
 
 
-def _has_triton() -> bool:
-    import importlib.util
+def _triton_works() -> bool:
+    """One launch: without a C compiler and Python's headers Triton can be imported, and then fails here."""
+    try:
+        from . import triton_kernels
 
-    return importlib.util.find_spec("triton") is not None
+        one = torch.ones(1, 2, device="cuda")
+        triton_kernels.rotate_rows(one, torch.zeros(1, dtype=torch.int64, device="cuda"), one, one[None], (2,))
+    except Exception as error:
+        log.warning("rotate_rows does without Triton, which fails here: %s", error)
+        return False
+    return True
 
 
 def native_rotations(a: Tensor, b: Tensor, group_sizes: tuple[int, ...]) -> native.Rotations:

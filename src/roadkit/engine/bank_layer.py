@@ -45,4 +45,7 @@ class BankLayer:
             return output
         if isinstance(output, tuple):  # a layer that returns its bias instead of adding it
             raise AdapterError(f"{self.name} returns its bias apart; mixed batches need it added")
-        return rotate_rows(output, self.bank.current, self.a, self.b, self.group_sizes)
+        rows = self.bank.current
+        if rows.numel() == output.shape[:-1].numel():  # a row a token: some layers see [tokens, d], not [1, tokens, d]
+            rows = rows.view(output.shape[:-1])
+        return rotate_rows(output, rows, self.a, self.b, self.group_sizes)

@@ -254,7 +254,7 @@ class Engine:
             num_prompt=len(token_ids),
             seed=random.getrandbits(63) if request.seed is None else request.seed,
             end_ids=end_ids,
-            end_ids_tensor=scheduling.end_tensor(end_ids, self.runner.cache.device),
+            end_ids_tensor=scheduling.end_tensor(end_ids),
             detokenizer=Detokenizer(self.tokenizer, request.stop),
             grammar=None if request.json_schema is None else self._grammars.json(request.json_schema),
         )

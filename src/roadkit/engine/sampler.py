@@ -59,7 +59,7 @@ def _penalise(logits: Tensor, sequences: Many[Sequence]) -> None:
             banned = _repeats(sequence.token_ids, request.no_repeat_ngram_size)
             row[torch.tensor(banned, dtype=torch.int64, device=row.device)] = _NEGATIVE
         if sequence.num_generated < request.min_tokens or request.ignore_eos:
-            row[sequence.end_ids_tensor] = _NEGATIVE
+            row[sequence.end_ids_tensor.to(row.device)] = _NEGATIVE
         if sequence.grammar is not None:
             sequence.grammar.mask(row)
 

@@ -236,6 +236,6 @@ def site_slots(sequence: Sequence, count: int) -> list[int]:
     return [row.site_slot if position in sequence.marks else IDENTITY for position in range(first, first + count)]
 
 
-def end_tensor(end_ids: frozenset[int], device: torch.device) -> Tensor:
-    """The end tokens as an index, for masking."""
-    return torch.tensor(sorted(end_ids), dtype=torch.int64, device=device)
+def end_tensor(end_ids: frozenset[int]) -> Tensor:
+    """The end tokens as an index, for masking. On the CPU: requests are made while the engine's thread uses the GPU."""
+    return torch.tensor(sorted(end_ids), dtype=torch.int64)

@@ -10,6 +10,7 @@ same code runs without a graph, which is how it is tested where there is no GPU.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from .attention import Static, Step
 from .bank import IDENTITY, Bank
 from .cache import PAGE
 from .scheduler import Sequence, site_slots
+
+log = logging.getLogger("roadkit.engine")
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 
@@ -54,6 +57,7 @@ class StaticDecode:
         key = (size, width, self.bank.address)
         if key not in self._captured:
             self._captured = {old: value for old, value in self._captured.items() if old[2] == self.bank.address}
+            self._pool = self._pool if self._captured else None  # it went with its last graph
             self._captured[key] = self._capture(size, width, batch)
         captured = self._captured[key]
         self._fill(captured.inputs, batch)
@@ -107,7 +111,11 @@ class StaticDecode:
             self._forward(inputs)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._forward(inputs)
+        try:  # thread_local: other threads may use the device meanwhile
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                logits = self._forward(inputs)
+        except RuntimeError as error:  # a model that reads back from the device while it runs
+            log.warning("decode steps of %d requests run uncaptured: %s", size, error)
+            return _Captured(inputs, None, torch.empty(0))
         self._pool = self._pool or graph.pool()
         return _Captured(inputs, graph, logits)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .. import models
 from ..adapter import Adapter
 from ..errors import RecipeError
 from ..modules import attached, merge, unmerge
@@ -65,7 +66,7 @@ def compare(
     adapter = Adapter.load(path / ROAD if paired else path)
     prepared = prepare(recipe, model=model, tokenizer=tokenizer)
     _check_classes(path, prepared)
-    base = model if model is not None else load_base(prepared)
+    base = model if model is not None else load_base(prepared, device=models.best_device())
     check_head(prepared, base)
     rows = {}
     with borrowed(base), padding(prepared.tokenizer, base):

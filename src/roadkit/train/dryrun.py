@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .. import models
 from ..errors import RecipeError
 from .prepared import Prepared, check_head, load_base, padding, prepare
 from .progress import clock
@@ -105,7 +106,7 @@ def preview(
     if (model is None) != (tokenizer is None):
         raise RecipeError("give model and tokenizer together, or neither")
     prepared = prepare(recipe, model=model, tokenizer=tokenizer)
-    base = model if model is not None else load_base(prepared)
+    base = model if model is not None else load_base(prepared, device=models.best_device())
     check_head(prepared, base)
     parameters = sum(parameter.numel() for parameter in base.parameters())
     with borrowed(base), padding(prepared.tokenizer, base):
