@@ -28,6 +28,15 @@ def test_a_ledger_keeps_finished_runs(tmp_path):
     assert run_key({"a": 1, "new": None, "newer": False}, 0) == run_key({"a": 1}, 0) != run_key({"a": 1, "new": 0}, 0)
 
 
+def test_of_a_run_done_again_the_last_counts(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for arm, value in (("a", 1), ("b", 2), ("a", 3)):
+        ledger.append({"arm": arm}, seed=0, metrics={"value": value}, seconds=1)
+    assert [row["metrics"]["value"] for row in ledger.rows()] == [3, 2]
+    found = ledger.find({"arm": "a"}, seed=0)
+    assert found is not None and found["metrics"] == {"value": 3}
+
+
 def test_a_line_that_a_kill_left_counts_for_nothing(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.append({"arm": "a"}, seed=0, metrics={}, seconds=1)
@@ -41,6 +50,9 @@ def test_a_line_that_a_kill_left_counts_for_nothing(tmp_path):
 def test_a_spoilt_ledger_is_named(tmp_path):
     (tmp_path / "ledger.jsonl").write_text('{"key": 1}\n')
     with pytest.raises(RecipeError, match=r"line 1 is no run"):
+        Ledger(tmp_path / "ledger.jsonl").rows()
+    (tmp_path / "ledger.jsonl").write_text('{"key": 1, "code": "0.0.1 abc"}\n')
+    with pytest.raises(RecipeError, match=r"no run of this version \(written by roadkit 0\.0\.1 abc, this is 0\.1\.0"):
         Ledger(tmp_path / "ledger.jsonl").rows()
     (tmp_path / "ledger.jsonl").write_text("nonsense\n")
     with pytest.raises(RecipeError, match=r"line 1 is not JSON"):

@@ -7,15 +7,31 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from roadkit.errors import RecipeError
+from roadkit.experiments.encoders import with_pooler
 from roadkit.experiments.fit import KeepBest
 from roadkit.experiments.methods import FAMILIES, METHODS, RECIPES, find, num_trainable
 from roadkit.modules import linear_layers
 from roadkit.train.recipe import Recipe
 from roadkit.train.tuned import head_names
 
-WITHOUT_PEFT = [name for name in METHODS if name != "boft"]  # PEFT's BOFT warns where there is no CUDA compiler
+DECODERS = ("lora_32", "dora_32")  # on layers that a BERT does not have
+OF_ENCODERS = [
+    pytest.param(
+        name, marks=pytest.mark.filterwarnings("ignore") if name == "boft" else ()
+    )  # it misses a CUDA compiler
+    for name in METHODS
+    if name not in DECODERS
+]
 LAYERS = 2 * (4 * 64 + 128 + 64) + 64  # widths of the tiny BERT's linear layers, its pooler's included
 
 
@@ -26,14 +42,15 @@ def tuned(tiny_bert, name):
     return find(name).tune(model, recipe), heads
 
 
-@pytest.mark.parametrize("name", WITHOUT_PEFT)
+@pytest.mark.parametrize("name", OF_ENCODERS)
 def test_every_method_gives_its_parameters_and_the_head_a_gradient(tiny_bert, name):
     model, heads = tuned(tiny_bert, name)
     ids = torch.randint(5, 200, (2, 6))
     model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=torch.tensor([0, 1])).loss.backward()
     trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     assert any("classifier" in key for key in trained)
-    assert {key for key, parameter in model.named_parameters() if parameter.grad is not None} <= trained
+    with_gradient = {key for key, parameter in model.named_parameters() if parameter.grad is not None}
+    assert with_gradient == trained
 
 
 @pytest.mark.parametrize(
@@ -46,6 +63,8 @@ def test_every_method_gives_its_parameters_and_the_head_a_gradient(tiny_bert, na
         ("head", 0),
         ("road_2_attention", 2 * 2 * 4 * 64),
         ("road_1_other_pairs", LAYERS),
+        ("lora_qv", 2 * 2 * 8 * (64 + 64)),
+        ("prefix", 20 * 2 * 2 * 64),
     ],
 )
 def test_trainable_parameters_without_the_head(tiny_bert, name, count):
@@ -67,6 +86,52 @@ def test_ia3_scales_every_layer_of_a_decoder_and_three_of_an_encoder(tiny_bert, 
     outputs = [layer.out_features for name, layer in layers.items() if name not in inputs and name != "lm_head"]
     recipe = Recipe(model="x", data="x", output="x", group_size=16)
     assert num_trainable(find("ia3").tune(model, recipe)) == sum(inputs.values()) + sum(outputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "percent"),
+    [
+        ("lora_32", LlamaConfig(), 0.83),  # tables 3 and 4, LLaMA-7B
+        ("dora_32", LlamaConfig(), 0.84),
+        ("road_1", LlamaConfig(), 0.02),
+        ("road_2", LlamaConfig(), 0.04),
+        ("lora_qv", RobertaConfig(vocab_size=50265, max_position_embeddings=514), 0.24),  # table 2, RoBERTa-base
+        ("ia3", LlamaConfig(), 0.02),
+    ],
+)
+def test_trainable_shares_are_the_papers(name, config, percent):
+    with torch.device("meta"):
+        causal = isinstance(config, LlamaConfig)
+        model = LlamaForCausalLM(config) if causal else RobertaForSequenceClassification(config)
+        total = sum(parameter.numel() for parameter in model.parameters())
+        recipe = Recipe(model="x", data="x", output="x", task="causal" if causal else "classification", group_size=2)
+        heads = head_names(model, recipe)
+        share = 100 * num_trainable(find(name).tune(model, recipe), heads) / total
+    assert share == pytest.approx(percent, abs=0.011)
+
+
+def test_roads_recipes_train_at_most_a_fifteenth_of_loras():
+    config = BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    )  # minilm's
+    with torch.device("meta"):
+        counts = {}
+        for name in (*FAMILIES["RoAd"], "lora"):
+            model = BertForSequenceClassification(config)
+            recipe = Recipe(model="x", data="x", output="x", task="classification", group_size=64)
+            recipe = Recipe(**recipe.model_dump() | {"modules_to_save": with_pooler(model, recipe)})
+            counts[name] = num_trainable(find(name).tune(model, recipe), head_names(model, recipe))
+    assert counts["road_1"] == 20_736 and counts["lora"] == 331_776
+    assert all(15 * counts[name] <= counts["lora"] for name in FAMILIES["RoAd"])
+
+
+def test_a_model_without_what_a_method_trains_is_named(tiny_llama, tiny_bert):
+    recipe = Recipe(model="x", data="x", output="x", group_size=16)
+    for name in ("bitfit", "head"):
+        with pytest.raises(RecipeError, match="LlamaForCausalLM has nothing that this method trains"):
+            find(name).tune(tiny_llama(), recipe)
+    with pytest.raises(RecipeError, match="BertForSequenceClassification has no layer called q_proj"):
+        tuned(tiny_bert, "lora_32")
 
 
 def test_a_recipe_pairs_other_channels_than_the_one_it_is_compared_with(tiny_bert):

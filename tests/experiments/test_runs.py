@@ -51,7 +51,7 @@ def test_rows_are_drawn_by_the_seed_in_file_order():
 
 def test_a_finished_run_is_not_run_again_and_a_budget_leaves_the_rest(ledger, monkeypatch):
     done, clock = [], [0.0]
-    monkeypatch.setattr("roadkit.experiments.jobs.time.process_time", lambda: clock[0])
+    monkeypatch.setattr("os.times", lambda: (clock[0], 0.0, 0.0, 0.0, 0.0))
 
     def job(name):
         return Job(name, {"experiment": "x", "name": name}, 0, lambda: done.append(name) or {"value": 1})
@@ -140,8 +140,11 @@ def test_pilot_studies_run(small, data, ledger):
     first, second, third, fourth = (row["metrics"] for row in ledger.rows())
     assert len(first["magnitude"]) == len(second["direction"]) == 2  # blocks
     assert second["direction"][-1]["q50"] < 1
+    assert first["samples"] == small.validation + small.test  # every development row that was drawn
     assert set(third["scores"]) == {"output", "magnitude", "angle"}
     assert set(fourth["scores"]) == {"output"}
+    recipe = ledger.rows()[2]["recipe"]
+    assert (recipe["epochs"], recipe["batch_size"]) == (1, 32) and "bf16" not in recipe  # what a classifier trains with
 
 
 def test_commonsense_answers_with_an_adapter_and_merged(decoder, data, ledger):
@@ -216,11 +219,46 @@ def test_arithmetic_and_instruct_run(decoder, data, ledger, tmp_path):
     reasoning.run("arithmetic", decoder, ledger, data=data, methods=["road_1"], tasks=["svamp"])
     instruction.run(decoder, ledger, data=data, output=tmp_path / "answers", methods=["base", "road_1"])
     arithmetic, base, tuned = ledger.rows()
-    assert arithmetic["metrics"]["accuracy"]["svamp"] in (0.0, 1.0)
+    assert arithmetic["metrics"]["questions"] == {"svamp": 1} and arithmetic["metrics"]["train_loss"] > 0
     assert base["metrics"]["answers"] == tuned["metrics"]["answers"] == 2
-    written = json.loads((tmp_path / "answers" / "road_1-0.json").read_text())
+    path = tmp_path / "answers" / f"road_1-0-{tuned['key'][:8]}.json"
+    written = json.loads(path.read_text())
     assert [entry["instruction"] for entry in written] == ["Hi", "Ho"]
     assert {entry["generator"] for entry in written} == {"roadkit-road_1"}
+    path.unlink()  # as in a clone of the ledger alone: what the judge reads is made again, and the ledger says it once
+    instruction.run(decoder, ledger, data=data, output=tmp_path / "answers", methods=["base", "road_1"])
+    assert json.loads(path.read_text()) == written
+    assert [row["key"] for row in ledger.rows()] == [row["key"] for row in (arithmetic, base, tuned)]
+
+
+def test_full_scale_instructions_come_from_the_hub(data, monkeypatch):
+    rows = {
+        "argilla/ultrafeedback-binarized-preferences-cleaned": {
+            "prompt": "Hi", "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+        },
+        "yahma/alpaca-cleaned": {"instruction": "Add", "input": "1 and 2", "output": "3"},
+    }  # fmt: skip
+    monkeypatch.setattr(instruction, "read_table", lambda name: Table([rows[name]] * 3, [1, 2, 3], name))
+    full = dataclasses.replace(instruction.SETTINGS["full"], rows=2)
+    found = {name: instruction.training_rows(name, data, full, seed=0).rows for name in instruction.SOURCES}
+    assert found["ultrafeedback"] == [{"instruction": "Hi", "input": "", "output": "Ho"}] * 2
+    assert found["alpaca"] == [{"instruction": "Add", "input": "1 and 2", "output": "3"}] * 2
+
+
+def test_prefixes_answer_through_transformers(decoder, data, ledger):
+    reasoning.run("commonsense", decoder, ledger, data=data, methods=["prefix"], tasks=["boolq"])
+    (row,) = ledger.rows()
+    assert row["metrics"]["trainable"] == 20 * 2 * 2 * (2 * 16) and row["metrics"]["questions"] == {"boolq": 2}
+    with pytest.raises(RecipeError, match="prefix tuning keeps its last epoch only"):
+        reasoning.run("commonsense", decoder, ledger, data=data, methods=["prefix"], tasks=["boolq"], every_epoch=True)
+
+
+def test_the_papers_training_file_for_arithmetic_is_warned_of(decoder, data, ledger):
+    told = []
+    full = dataclasses.replace(decoder, scale="full")
+    with pytest.raises(RecipeError, match=r"no math_10k\.jsonl in .*ft-training_set"):
+        reasoning.run("arithmetic", full, ledger, data=data, methods=["road_1"], progress=told.append)
+    assert told == ["math_10k holds rows that MAWPS tests: MAWPS scores say less than they seem to"]
 
 
 def test_the_engine_answers_as_transformers_does_with_the_adapter_merged(decoder, data):
@@ -230,9 +268,10 @@ def test_the_engine_answers_as_transformers_does_with_the_adapter_merged(decoder
     from roadkit import models
 
     table = reasoning.training_rows(reasoning.SUITES["commonsense"], data, decoder, seed=0)
-    tuned = Tuned.train(decoder, "road_1", 3e-2, table, seed=0)
+    tuned = Tuned.train(dataclasses.replace(decoder, epochs=6), "road_1", 3e-2, table, seed=0)
     questions = ["Is 1 even?", "Is 22 even?"]
     answers = tuned.answer(questions, new_tokens=6)
+    assert answers != Tuned.train(decoder, "base", 0.0, table, seed=0).answer(questions, new_tokens=6)
     model, tokenizer = models.load_causal(decoder.model), models.load_tokenizer(decoder.model)
     rk.merge(model, tuned.adapter)
     for question, answer in zip(questions, answers, strict=True):

@@ -13,6 +13,7 @@ import typer
 from ..errors import RoadkitError
 
 LEDGER = Path("docs/data/experiments.jsonl")
+SEEDS = {"small": 1, "full": 3}  # the paper's
 ledger_option = typer.Option(LEDGER, "--ledger", "-l", help="Finished runs; those in it are not run again.")
 data_option = typer.Option(Path("../shared/data"), help="Folder of the data sets (not used at full scale by glue).")
 scale_option = typer.Option("small", help="small (the bundled models), or full (the paper's model and settings).")
@@ -42,7 +43,11 @@ def glue(
     validation: int | None = validation_option,
     test: int | None = test_option,
     bf16: bool = bf16_option,
-    seeds: int = typer.Option(1, min=1, help="The first searches learning rates, further ones rerun the best."),
+    seeds: int | None = typer.Option(
+        None,
+        min=1,
+        help="The first searches learning rates, further ones rerun the best; by default 1, at full scale 3.",
+    ),
     rates: int = typer.Option(4, min=1, max=4, help="Learning rates tried, the same number for every method."),
     presets: bool = typer.Option(False, help="No search: the paper's best settings of RoAd on RoBERTa (table C.3)."),
     search_epochs: int | None = typer.Option(
@@ -82,7 +87,8 @@ def glue(
     settings = dataclasses.replace(settings, head_learning_rate=settings.head_learning_rate or None)
     found = Ledger(ledger)
     options: dict[str, Any] = {
-        "data": _source(scale, data), "tasks": _list(tasks, glue.TASKS[scale]), "seeds": seeds, "num_rates": rates,
+        "data": _source(scale, data), "tasks": _list(tasks, glue.TASKS[scale]), "seeds": seeds or SEEDS[scale],
+        "num_rates": rates,
         "output": output, "budget": budget, "progress": _say(json),
     }  # fmt: skip
     if choose_recipes:
@@ -107,10 +113,10 @@ def pilot(
     methods: str = methods_option,
     tasks: str = tasks_option,
     rows: int | None = rows_option,
-    epochs: int | None = epochs_option,
+    epochs: int | None = typer.Option(None, help="Epochs of fine-tuning in place of the scale's (a classifier: 10)."),
     validation: int | None = validation_option,
     test: int | None = test_option,
-    bf16: bool = bf16_option,
+    bf16: bool = typer.Option(False, help="16-bit arithmetic in fine-tuning."),
     seed: int = seed_option,
     budget: float | None = budget_option,
     json: bool = json_option,
@@ -150,6 +156,7 @@ def _suite(name: str, text: str) -> Any:
             None, "--every-epoch/--last-epoch", help="Score after each epoch and report the best; at full scale usual."
         ),
         seed: int = seed_option,
+        seeds: int | None = typer.Option(None, min=1, help="From --seed on; by default 1, at full scale 3."),
         budget: float | None = budget_option,
         json: bool = json_option,
     ) -> None:
@@ -169,7 +176,7 @@ def _suite(name: str, text: str) -> Any:
             methods=_list(methods, reasoning.METHODS_RUN),
             tasks=_list(tasks, ()),
             learning_rate=learning_rate,
-            seed=seed,
+            seeds=range(seed, seed + (seeds or SEEDS[scale])),
             every_epoch=scale == "full" if every_epoch is None else every_epoch,
             budget=budget,
             progress=_say(json),
@@ -227,15 +234,47 @@ def instruct(
     _done(found, left, json)
 
 
-def multimodal(ledger: Path = ledger_option, seed: int = seed_option, json: bool = json_option) -> None:
-    """LoRA, RoAd4, and RoAd1 with LoRA on a tiny random LLaVA: shows that it runs, and nothing else."""
+def win_rate(
+    annotations: Path = typer.Argument(help="The judge's file: annotations.json of alpaca_eval."),
+    json: bool = json_option,
+) -> None:
+    """The win rate in what AlpacaEval's judge wrote about answers of `instruct`."""
+    from ..evaluate import alpaca
+
+    entries = alpaca.read_annotations(annotations)
+    found = {"win_rate": alpaca.win_rate(entries), "entries": len(entries)}
+    typer.echo(jsonlib.dumps(found) if json else f"{100 * found['win_rate']:.2f} % of {found['entries']} entries")
+
+
+def multimodal(
+    ledger: Path = ledger_option,
+    data: Path = typer.Option(Path("data"), help="At full scale: folder with multimodal/train.jsonl, gqa.jsonl, …"),
+    scale: str = typer.Option("small", help="small (a random LLaVA on noise), or full (LLaVA-1.5 on your pictures)."),
+    model: str | None = typer.Option(None, help="At full scale: another LLaVA, by hub id or folder."),
+    tasks: str = tasks_option,
+    epochs: int | None = epochs_option,
+    batch_size: int | None = typer.Option(None, help="At full scale: rows at a time; a step takes several."),
+    learning_rate: float | None = typer.Option(None, min=0, help="At full scale: of every arm."),
+    bf16: bool | None = typer.Option(None, "--bf16/--no-bf16", help="At full scale: 16-bit arithmetic; usual."),
+    seed: int = seed_option,
+    budget: float | None = budget_option,
+    json: bool = json_option,
+) -> None:
+    """LoRA, RoAd4, and RoAd1 with LoRA on a LLaVA's language part; at small scale shows that it runs, and nothing else."""
     from ..experiments import multimodal
     from ..experiments.ledger import Ledger
 
-    _quiet()
+    given = {"model": model, "batch_size": batch_size, "learning_rate": learning_rate, "bf16": bf16}
+    if scale == "small" and (extra := [name for name, value in given.items() if value is not None]):
+        raise RoadkitError(f"--{extra[0].replace('_', '-')} is for --scale full: the small one's model is random")
+    scales = {"small": multimodal.Settings(), "full": multimodal.FULL}
+    settings = _settings(scale, scales, epochs=epochs, **given)
     found = Ledger(ledger)
-    multimodal.run(found, seed=seed, progress=_say(json))
-    _done(found, 0, json)
+    left = multimodal.run(
+        found, settings=settings, data=data if scale == "full" else None, tasks=_list(tasks, multimodal.TASKS), seed=seed,
+        budget=budget, progress=_say(json),
+    )  # fmt: skip
+    _done(found, left, json)
 
 
 def efficiency(
@@ -273,7 +312,7 @@ def size(
     _done(found, left, json)
 
 
-COMMANDS = (pilot, glue, commonsense, arithmetic, instruct, multimodal, efficiency, size)
+COMMANDS = (pilot, glue, commonsense, arithmetic, instruct, win_rate, multimodal, efficiency, size)
 
 
 def _settings(scale: str, settings: Mapping[str, Any], **changes: Any) -> Any:

@@ -28,6 +28,7 @@ from ..intervene import Intervention, Positions, Subspace, intervened, site
 from ..intervene.sites import blocks, hidden_size
 from ..intervene.training import TaskRow, answer_losses, edited, train, train_edits
 from .generation import greedy
+from .jobs import cpu_seconds
 from .ledger import Ledger
 from .loreft import LoreftEdit
 from .tasks import FULL, SMALL, TEMPLATE, load_task
@@ -120,12 +121,12 @@ def run(
     spent: list[tuple[float, int]] = []  # (processor seconds, tasks) of the arms trained in this call
     for arm in pending:
         expected = max((seconds / tasks for seconds, tasks in spent), default=0.0) * len(arm.tasks)
-        if budget is not None and time.process_time() + expected > 60 * budget:
+        if budget is not None and cpu_seconds() + expected > 60 * budget:
             progress(f"{arm.name}: left out, {expected:.0f} s would exceed the budget of {budget:g} minutes")
             continue
-        start, clock = time.process_time(), time.perf_counter()
+        start, clock = cpu_seconds(), time.perf_counter()
         metrics = _run_arm(arm, settings, folder, model, tokenizer, rows, seed, plain, progress)
-        seconds = time.process_time() - start
+        seconds = cpu_seconds() - start
         ledger.append(recipe_of(settings, arm), seed=seed, metrics=metrics, seconds=seconds)
         if arm.method != "product":
             spent.append((seconds, len(arm.tasks)))

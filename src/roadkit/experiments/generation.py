@@ -1,18 +1,20 @@
-"""Greedy answers by transformers' `generate`, for edits of hidden states, which roadkit's engine does not have.
+"""Greedy answers by transformers' `generate`, for what roadkit's engine does not have: edits of hidden states, prefixes.
 
-with edited(model, edits, active):
-    texts = greedy(model, tokenizer, prompts, new_tokens=32)
+texts = complete(model, tokenizer, prompts, 32)      # in batches of 8
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 from ..engine.text import end_ids_of
 from ..train.prepared import padding
+
+BATCH = 8  # prompts answered at a time
 
 
 @torch.no_grad()
@@ -34,3 +36,20 @@ def greedy(
             pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(end_ids_of(model, tokenizer)) or None,
         )  # fmt: skip
     return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def complete(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    new_tokens: int,
+    *,
+    around: Callable[[Sequence[str]], AbstractContextManager] = lambda part: nullcontext(),
+) -> list[str]:
+    """`greedy`, `BATCH` prompts at a time; `around` gives what each batch runs inside of."""
+    texts: list[str] = []
+    for at in range(0, len(prompts), BATCH):
+        part = prompts[at : at + BATCH]
+        with around(part):
+            texts += greedy(model, tokenizer, part, new_tokens=new_tokens)
+    return texts

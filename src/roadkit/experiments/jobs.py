@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import gc
 import logging
-import time
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .ledger import Ledger
@@ -17,14 +18,23 @@ from .ledger import Ledger
 log = logging.getLogger("roadkit.experiments")
 
 
+def cpu_seconds() -> float:
+    """Processor seconds of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
 @dataclass(frozen=True)
 class Job:
-    """One run: `compute` gives its metrics, `recipe` and `seed` say what it is."""
+    """One run: `compute` gives its metrics, `recipe` and `seed` say what it is.
+
+    writes   a file that `compute` leaves; where it is missing the run is done again
+    """
 
     name: str
     recipe: Mapping[str, Any]
     seed: int
     compute: Callable[[], Mapping[str, Any]]
+    writes: Path | None = None
 
 
 def run_jobs(
@@ -38,16 +48,16 @@ def run_jobs(
 
     budget  processor minutes; a run that the longest so far shows not to fit is left out
     """
-    start, longest, left = time.process_time(), 0.0, 0
+    start, longest, left = cpu_seconds(), 0.0, 0
     for job in jobs:
-        if ledger.find(job.recipe, seed=job.seed) is not None:
+        if ledger.find(job.recipe, seed=job.seed) is not None and (job.writes is None or job.writes.is_file()):
             continue
-        spent = time.process_time() - start
+        spent = cpu_seconds() - start
         if budget is not None and spent + longest >= 60 * budget:
             left += 1
             continue
         metrics = job.compute()
-        seconds = time.process_time() - start - spent
+        seconds = cpu_seconds() - start - spent
         ledger.append(job.recipe, seed=job.seed, metrics=metrics, seconds=seconds)
         longest = max(longest, seconds)
         if seconds > 1:  # a trainer and its model hold each other, and Python is in no hurry

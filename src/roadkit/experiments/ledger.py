@@ -38,7 +38,8 @@ class Ledger:
         self._lock = FileLock(path.with_name(f".{path.name}.lock"))
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every finished run. Raises `RecipeError` naming a line that is no row, the last unfinished one excepted."""
+        """Every finished run, of one that was done again the last. Raises `RecipeError` naming a line that is no row, the
+        last unfinished one excepted."""
         if not self.path.exists():
             return []
         *lines, _ = self.path.read_bytes().split(b"\n")  # what follows the last line end is unfinished, or empty
@@ -49,16 +50,22 @@ class Ledger:
             except ValueError as error:
                 raise RecipeError(f"{self.path}, line {number} is not JSON: {error}") from error
             if not isinstance(row, dict) or row.keys() != FIELDS:
+                code = (
+                    f" (written by roadkit {row['code']}, this is {self.code})"
+                    if isinstance(row, dict) and "code" in row
+                    else ""
+                )
                 raise RecipeError(
-                    f"{self.path}, line {number} is no run: its fields must be {', '.join(sorted(FIELDS))}"
+                    f"{self.path}, line {number} is no run of this version{code}: its fields must be "
+                    f"{', '.join(sorted(FIELDS))}; --ledger names another file"
                 )
             rows.append(row | {"key": run_key(row["recipe"], row["seed"])})
-        return rows
+        return list({row["key"]: row for row in rows}.values())
 
     def find(self, recipe: Mapping[str, Any], *, seed: int) -> dict[str, Any] | None:
         """The newest run of this recipe and seed."""
         key = run_key(recipe, seed)
-        return next((row for row in reversed(self.rows()) if row["key"] == key), None)
+        return next((row for row in self.rows() if row["key"] == key), None)
 
     def append(
         self, recipe: Mapping[str, Any], *, seed: int, metrics: Mapping[str, Any], seconds: float

@@ -1,8 +1,8 @@
 """LoReFT, the baseline: Φ(h) = h + Rᵀ(W h + c − R h), R [rank, d] with orthonormal rows; with subspaces where asked for.
 
-    edits = published(model)
+    edits = published(model, INSTRUCT)
     losses = train_edits(model, edits, rows, tasks=[TASK], learning_rate=9e-4)
-    texts = answer(model, tokenizer, edits, prompts, new_tokens=32)
+    texts = answer(model, tokenizer, edits, prompts, 32)
 
 pyreft needs pyvene, whose releases pin an older transformers than this project's, so the published formula
 (arXiv 2404.03592, eq. 3; stanfordnlp/pyreft, LoreftIntervention and the composition notebook's subspaces) is written out
@@ -12,6 +12,7 @@ here, with torch's own orthogonal parametrisation as theirs uses.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,14 +22,25 @@ from torch.nn.utils.parametrizations import orthogonal
 from ..intervene import Positions, site
 from ..intervene.sites import blocks, hidden_size
 from ..intervene.training import Edits, edited
-from .generation import greedy
+from .generation import complete
 
-# pyreft, examples/loreft/README.md, instruction following: -l 3;9;18;24 -r 4 -p f5+l5 without --share_weights
-LAYERS, DEPTH = (3, 9, 18, 24), 32  # of LLaMA-7B
-RANK = 4
-ENDS = (Positions(first=5), Positions(last=5))
+DEPTH = 32  # blocks of LLaMA-7B, which the recipes count
+
+
+@dataclass(frozen=True)
+class Published:
+    """One of LoReFT's recipes: which blocks of 32 (none: all), rank, tokens at each end, whether the ends share an edit."""
+
+    layers: tuple[int, ...]
+    rank: int
+    ends: int
+    shared: bool
+
+
+# pyreft, examples/loreft/README.md
+INSTRUCT = Published((3, 9, 18, 24), 4, 5, shared=False)  # -l 3;9;18;24 -r 4 -p f5+l5
+REASONING = Published((), 8, 7, shared=True)  # commonsense and math: -l all -r 8 -p f7+l7 --share_weights
 TASK = ""  # the name of the only task
-BATCH = 8  # prompts answered at a time
 
 
 class LoreftEdit(nn.Module):
@@ -56,23 +68,30 @@ class LoreftEdit(nn.Module):
         return h + difference @ self.rotate.weight
 
 
-def published(model: Any) -> dict[tuple[str, Positions], LoreftEdit]:
-    """Fresh edits of the published recipe for instruction tuning, which has no dropout.
+def published(model: Any, recipe: Published) -> dict[tuple[str, Positions], LoreftEdit]:
+    """Fresh edits of a published recipe, none of which has dropout.
 
-    Rank 4 on the outputs of blocks 3, 9, 18 and 24 of 32, of a model of other depth in proportion, rounded down; the first
-    five tokens of a prompt have one edit, the last five another. Where pyreft halves a prompt too short for both ends,
-    the ends overlap here, and a prompt of less than five tokens is refused.
+    In a model of other depth than 32 the blocks are in proportion, rounded down. A prompt's first tokens have one edit,
+    its last ones another, or the same. Where pyreft halves a prompt too short for both ends, the ends overlap here, and
+    a prompt shorter than one end is refused.
     """
     depth, width = len(blocks(model)), hidden_size(model)
-    sites = dict.fromkeys(site(model, layer * depth // DEPTH) for layer in LAYERS)
-    return {(name, end): LoreftEdit(width, [RANK]).to(model.device) for end in ENDS for name in sites}
+    layers = [layer * depth // DEPTH for layer in recipe.layers] or range(depth)
+    sites = dict.fromkeys(site(model, layer) for layer in layers)
+
+    def fresh() -> LoreftEdit:
+        return LoreftEdit(width, [recipe.rank]).to(model.device)
+
+    edits: dict[tuple[str, Positions], LoreftEdit] = {}
+    for end in (Positions(first=recipe.ends), Positions(last=recipe.ends)):
+        for name in sites:
+            first = edits.get((name, Positions(first=recipe.ends)))
+            edits[name, end] = first if first is not None and recipe.shared else fresh()
+    return edits
 
 
-def answer(model: Any, tokenizer: Any, edits: Edits, prompts: Sequence[str], *, new_tokens: int) -> list[str]:
+def answer(model: Any, tokenizer: Any, edits: Edits, prompts: Sequence[str], new_tokens: int) -> list[str]:
     """Greedy answers under edits of one task."""
-    texts: list[str] = []
-    for at in range(0, len(prompts), BATCH):
-        part = prompts[at : at + BATCH]
-        with edited(model, edits, [[True]] * len(part)):
-            texts += greedy(model, tokenizer, part, new_tokens=new_tokens)
-    return texts
+    return complete(
+        model, tokenizer, prompts, new_tokens, around=lambda part: edited(model, edits, [[True]] * len(part))
+    )

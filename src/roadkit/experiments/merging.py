@@ -13,7 +13,6 @@ import dataclasses
 import logging
 import random
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from ..errors import RecipeError
 from ..modules import attached, linear_layers
 from ..peft_tuner import disable_peft, enable_peft
 from ..train.data import read_table
+from .jobs import cpu_seconds
 from .ledger import Ledger
 
 log = logging.getLogger("roadkit.experiments")
@@ -78,9 +78,9 @@ def run(
         recipe["domains"] = list(settings.domains)
         if ledger.find(recipe, seed=seed) is not None:
             continue
-        start = time.process_time()
+        start = cpu_seconds()
         metrics = _Study(settings, data, seed, progress).measure(kind)
-        ledger.append(recipe, seed=seed, metrics=metrics, seconds=time.process_time() - start)
+        ledger.append(recipe, seed=seed, metrics=metrics, seconds=cpu_seconds() - start)
     return ledger
 
 

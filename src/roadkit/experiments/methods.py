@@ -8,7 +8,7 @@ RoAd goes through `roadkit.train`, the others through PEFT. Every method gets th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from ..errors import RecipeError, nearest
 from ..train.recipe import Recipe
 from ..train.tuned import head_names, inside, target_layers, tune
 
+QUERY_AND_VALUE = ("query", "value", "q_proj", "v_proj")
+LLM_ADAPTERS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")  # where LLM-Adapters and DoRA put their LoRAs
 FIRST_OF_MLP = ("intermediate.dense", "fc1", "up_proj", "gate_proj", "c_fc")  # the paper's "fc1", by model family
 SECOND_OF_MLP = ("down_proj", "fc2", "c_proj", "output.dense")
 RANK = 8
@@ -35,8 +37,18 @@ class Where:
     name: str
     has: Callable[[str], bool]
 
+    @classmethod
+    def ending(cls, names: tuple[str, ...]) -> Where:
+        return cls(f"layer called {', '.join(names)}", lambda name: name.endswith(names))
 
-MLP_FIRST = Where(f"layer called {', '.join(FIRST_OF_MLP)}", lambda name: name.endswith(FIRST_OF_MLP))
+    def among(self, layers: Iterable[str], model: PreTrainedModel) -> list[str]:
+        """Raises `RecipeError` where there is none."""
+        if not (found := [name for name in layers if self.has(name)]):
+            raise RecipeError(f"{type(model).__name__} has no {self.name}")
+        return found
+
+
+MLP_FIRST = Where.ending(FIRST_OF_MLP)
 ATTENTION = Where("layer of an attention", lambda name: "attention" in name or "attn" in name)
 
 
@@ -82,9 +94,7 @@ def _road(variant: str, *, where: Where | None = None, other_pairs: bool = False
     def apply(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
         changes: dict[str, Any] = {"variant": variant}
         if where is not None:
-            changes["target_modules"] = [name for name in target_layers(model, recipe) if where.has(name)]
-            if not changes["target_modules"]:
-                raise RecipeError(f"{type(model).__name__} has no {where.name}")
+            changes["target_modules"] = where.among(target_layers(model, recipe), model)
         if other_pairs:
             changes["group_size"] = FAR if recipe.group_size == NEIGHBOURS else NEIGHBOURS
         return tune(model, Recipe(**recipe.model_dump() | changes))
@@ -92,13 +102,14 @@ def _road(variant: str, *, where: Where | None = None, other_pairs: bool = False
     return apply
 
 
-def _peft(make: Callable[..., Any], **options: Any) -> Tune:
-    """A PEFT method on the layers that RoAd rotates."""
+def _peft(make: Callable[..., Any], *, where: Where | None = None, **options: Any) -> Tune:
+    """A PEFT method on the layers that RoAd rotates, or on some of them."""
 
     def apply(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
         from peft import get_peft_model
 
         layers, heads = list(target_layers(model, recipe)), head_names(model, recipe)
+        layers = layers if where is None else where.among(layers, model)
         return get_peft_model(model, make(target_modules=layers, modules_to_save=heads or None, **options))
 
     return apply
@@ -120,7 +131,7 @@ def _ia3(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
     layers, heads = list(target_layers(model, recipe)), head_names(model, recipe)
     second = [name for name in layers if name.endswith(SECOND_OF_MLP) and "attention" not in name]
     if recipe.task != "causal":
-        layers = [name for name in layers if name.endswith(("key", "value", "k_proj", "v_proj"))] + second
+        layers = Where.ending(("key", "value", "k_proj", "v_proj")).among(layers, model) + second
     config = IA3Config(target_modules=layers, feedforward_modules=second, modules_to_save=heads or None)
     return get_peft_model(model, config)
 
@@ -144,6 +155,8 @@ def _only(keep: Callable[[str], bool]) -> Tune:
         heads = head_names(model, recipe)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(keep(name) or inside(name, heads))
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise RecipeError(f"{type(model).__name__} has nothing that this method trains: neither head nor biases")
         return model
 
     return apply
@@ -151,6 +164,7 @@ def _only(keep: Callable[[str], bool]) -> Tune:
 
 ROAD_RATES = (1e-3, 3e-3, 5e-3, 7e-3)  # the paper's
 USUAL_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+LLM_RATES = (1e-4, 3e-4, 1e-3, 2e-3)  # around LLM-Adapters' for LoRA
 # Small scale: around the best of a first search.
 TURNING_RATES, SCALING_RATES, ADDING_RATES = (
     (2e-3, 5e-3, 1e-2, 2e-2),
@@ -159,9 +173,11 @@ TURNING_RATES, SCALING_RATES, ADDING_RATES = (
 )
 
 
-def _lora(label: str, *, alpha: int = 2 * RANK, **options: Any) -> Method:
-    tune = _peft(_config("LoraConfig"), r=RANK, lora_alpha=alpha, **options)
-    return Method(label, USUAL_RATES, tune, ADDING_RATES)
+def _lora(
+    label: str, *, rank: int = RANK, alpha: int | None = None, rates: tuple[float, ...] = USUAL_RATES, **options: Any
+) -> Method:
+    tune = _peft(_config("LoraConfig"), r=rank, lora_alpha=alpha or 2 * rank, **options)
+    return Method(label, rates, tune, ADDING_RATES)
 
 
 METHODS: dict[str, Method] = {  # the paper's
@@ -171,7 +187,10 @@ METHODS: dict[str, Method] = {  # the paper's
     "road_4": Method("RoAd4", ROAD_RATES, _road("road_4"), TURNING_RATES),
     "full": Method("full fine-tuning", (3e-5, 1e-4, 2e-4, 5e-4), _only(lambda name: True), (2e-5, 5e-5, 1e-4, 2e-4)),
     "lora": _lora("LoRA r=8"),
+    "lora_qv": _lora("LoRA r=8, query and value", where=Where.ending(QUERY_AND_VALUE)),  # table 2's, by its size
+    "lora_32": _lora("LoRA r=32", rank=32, where=Where.ending(LLM_ADAPTERS), rates=LLM_RATES),  # tables 3 to 5
     "dora": _lora("DoRA r=8", use_dora=True),
+    "dora_32": _lora("DoRA r=32", rank=32, where=Where.ending(LLM_ADAPTERS), rates=LLM_RATES, use_dora=True),
     "ia3": Method("(IA)3", ROAD_RATES, _ia3, SCALING_RATES),
     "oft_2": Method("OFT block 2", ROAD_RATES, _peft(_config("OFTConfig"), oft_block_size=2, r=0), TURNING_RATES),
     "oft_16": Method("OFT block 16", USUAL_RATES, _peft(_config("OFTConfig"), oft_block_size=16, r=0)),

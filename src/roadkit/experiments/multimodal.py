@@ -1,23 +1,26 @@
 """Multimodal tuning (table 6): LoRA, RoAd4, and RoAd1 with a LoRA around it, on a LLaVA model's language part.
 
-    run(Ledger(path), settings=Settings())                       # a tiny random LLaVA on noise: plumbing only
+    run(Ledger(path))                                            # a tiny random LLaVA on noise: plumbing only
+    run(Ledger(path), settings=FULL, data=Path("data"))          # a real one, on pictures and questions on disk
 
-`rows`: pictures are tensors, so a caller brings its own processor; the small scale draws noise and nonsense.
+With `data` a model trains on the rows of train.jsonl and answers those of the tasks' files (`pictures.py` says how they
+look); without, noise goes through a random model.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import (
+    AutoProcessor,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -29,11 +32,15 @@ from transformers import (
 )
 
 from .. import models
+from ..errors import RecipeError, nearest
 from ..evaluate.multimodal import TASKS, score
+from ..train.data import Row
+from ..train.prepared import use_cpu
 from ..train.recipe import LoraOptions, Recipe
 from .jobs import Job, log, run_jobs
 from .ledger import Ledger
 from .methods import find, num_trainable
+from .pictures import Pictures, collate
 
 ARMS = {
     "lora": ("lora", None),
@@ -41,7 +48,10 @@ ARMS = {
     "road_1+lora": ("road_1", LoraOptions(r=8, alpha=16, dropout=0.0)),
 }
 LABELS = {"lora": "LoRA r=8", "road_4": "RoAd4", "road_1+lora": "RoAd1 + LoRA r=8"}
-PATCHES, SIDE = 4, 28  # a picture is four patches of 14 × 14
+PATCHES, SIDE = 4, 28  # a random picture is four patches of 14 × 14
+ASKED = [
+    {"answer": answer, "answers": [answer] * 10} for answer in ("yes", "no", "A", "two dogs")
+]  # about each of four
 
 
 @dataclass(frozen=True)
@@ -57,18 +67,59 @@ class Settings:
     new_tokens: int = 4
 
 
+@dataclass(frozen=True)
+class Real:
+    """A LLaVA model, and pictures below a data folder. LLaVA-1.5's batch; one learning rate for all arms."""
+
+    scale: str = "full"
+    model: str = "llava-hf/llava-1.5-7b-hf"
+    epochs: int = 1
+    batch_size: int = 16
+    gradient_accumulation: int = 8
+    learning_rate: float = 3e-4
+    new_tokens: int = 16
+    group_size: int = 2
+    bf16: bool = True
+
+
+FULL = Real()
+
+
+class World(Protocol):
+    """What a run needs: a model, rows to train on, and a task's answers with the rows they answer."""
+
+    def model(self) -> Any: ...
+    def train(self) -> Any: ...
+    def answers(self, tuned: Any, task: str) -> tuple[Sequence[str], Sequence[Row]]: ...
+
+
 def run(
-    ledger: Ledger, *, settings: Settings | None = None, seed: int = 0, progress: Callable[[str], None] = log.info
-) -> None:
-    """Train, generate and score every arm that the ledger lacks."""
+    ledger: Ledger,
+    *,
+    settings: Settings | Real | None = None,
+    data: Path | None = None,
+    tasks: Sequence[str] = TASKS,
+    seed: int = 0,
+    budget: float | None = None,
+    progress: Callable[[str], None] = log.info,
+) -> int:
+    """Train, generate and score every arm that the ledger lacks; → how many the budget left out.
+
+    data   folder with multimodal/train.jsonl and a file for each of `tasks`; needed for a `Real` model, and for no other
+    """
     chosen = settings or Settings()
+    if unknown := [task for task in tasks if task not in TASKS]:
+        raise RecipeError(f"no task {unknown[0]!r}{nearest(unknown[0], TASKS)}; there are {', '.join(TASKS)}")
+    if isinstance(chosen, Real) != (data is not None):
+        raise RecipeError("a real model needs a folder of pictures, and the random one takes none")
 
     def jobs() -> Iterator[Job]:
         for arm in ARMS:
             recipe = {"experiment": "multimodal", **dataclasses.asdict(chosen), "method": arm}
-            yield Job(f"multimodal, {arm}", recipe, seed, partial(_compute, chosen, arm, seed))
+            recipe |= {} if data is None else {"tasks": list(tasks)}
+            yield Job(f"multimodal, {arm}", recipe, seed, partial(_compute, chosen, data, tasks, arm, seed))
 
-    run_jobs(jobs(), ledger, progress=progress)
+    return run_jobs(jobs(), ledger, budget=budget, progress=progress)
 
 
 def tiny_llava(settings: Settings, tokenizer: Any) -> LlavaForConditionalGeneration:
@@ -88,59 +139,89 @@ def tiny_llava(settings: Settings, tokenizer: Any) -> LlavaForConditionalGenerat
     return LlavaForConditionalGeneration(config).eval()
 
 
-def _compute(settings: Settings, arm: str, seed: int) -> dict[str, Any]:
+def _compute(settings: Settings | Real, data: Path | None, tasks: Sequence[str], arm: str, seed: int) -> dict[str, Any]:
     set_seed(seed)
-    tokenizer = models.load_tokenizer(settings.tokenizer)
-    model = tiny_llava(settings, tokenizer)
+    if isinstance(settings, Real):
+        assert data is not None, "run() asks for it"
+        world: World = _Disk(settings, data)
+        name, options = settings.model, dataclasses.asdict(settings)
+    else:
+        world, name = _Noise(settings, seed), settings.tokenizer
+        options = {"batch_size": 4, "learning_rate": 3e-3, "group_size": 16, "epochs": settings.epochs}
     method, lora = ARMS[arm]
-    target: dict[str, Any] = {"target_modules": ("language_model",), "group_size": 16, "lora": lora}
-    tuned = find(method).tune(model, Recipe(model=settings.tokenizer, data="noise", output="", **target))
+    target: dict[str, Any] = {"target_modules": ("language_model",), "group_size": options["group_size"], "lora": lora}
+    tuned = find(method).tune(world.model(), Recipe(model=name, data="pictures", output="", **target))
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=str(Path(folder)), num_train_epochs=settings.epochs, per_device_train_batch_size=4,
-            learning_rate=3e-3, seed=seed, save_strategy="no", report_to="none", disable_tqdm=True,
-            logging_strategy="no", use_cpu=True, remove_unused_columns=False,
+            output_dir=str(Path(folder)), num_train_epochs=options["epochs"], learning_rate=options["learning_rate"],
+            per_device_train_batch_size=options["batch_size"],
+            gradient_accumulation_steps=options.get("gradient_accumulation", 1), bf16=options.get("bf16", False),
+            seed=seed, save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no",
+            use_cpu=use_cpu(None), remove_unused_columns=False,
         )  # fmt: skip
-        trainer = Trainer(tuned, arguments, train_dataset=_noise(settings, tokenizer, seed))  # type: ignore[arg-type]
+        trainer = Trainer(tuned, arguments, train_dataset=world.train(), data_collator=collate)  # type: ignore[arg-type]
         trainer.remove_callback(PrinterCallback)
         outcome = trainer.train()
     tuned.eval()
-    rows = [{"answer": answer, "answers": [answer] * 10} for answer in ("yes", "no", "A", "two dogs")]
-    answers = _answers(tuned, tokenizer, settings, len(rows))
+    answered = {task: world.answers(tuned, task) for task in tasks}
     return {
         "trainable": num_trainable(tuned),
         "train_loss": outcome.training_loss,
-        "scores": {task: score(task, answers, rows)["accuracy"] for task in TASKS},
-        "questions": len(rows),
+        "scores": {task: score(task, texts, rows)["accuracy"] for task, (texts, rows) in answered.items()},
+        "questions": max(len(rows) for _, rows in answered.values()),
     }
 
 
-def _prompt(tokenizer: Any) -> list[int]:
-    return [len(tokenizer)] * PATCHES + list(tokenizer("What is this?", add_special_tokens=False)["input_ids"])
+class _Disk:
+    """A real model's world."""
+
+    def __init__(self, settings: Real, data: Path):
+        self.settings, self.data = settings, data
+        self.processor = AutoProcessor.from_pretrained(models.resolve(settings.model))
+
+    def model(self) -> Any:
+        dtype = "bfloat16" if self.settings.bf16 else "float32"
+        return models.load_causal(self.settings.model, dtype=dtype, device=models.best_device())
+
+    def train(self) -> Pictures:
+        return Pictures.load(self.data, "train", self.processor)
+
+    def answers(self, tuned: Any, task: str) -> tuple[Sequence[str], Sequence[Row]]:
+        pictures = Pictures.load(self.data, task, self.processor)
+        return pictures.answers(tuned, new_tokens=self.settings.new_tokens), pictures.table.rows
 
 
-def _noise(settings: Settings, tokenizer: Any, seed: int) -> list[dict[str, Tensor]]:
-    draw = torch.Generator().manual_seed(seed)
-    prompt, answer = _prompt(tokenizer), list(tokenizer(" yes", add_special_tokens=False)["input_ids"])
-    ids = torch.tensor(prompt + answer)
-    labels = torch.tensor([-100] * len(prompt) + answer)
-    return [
-        {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "labels": labels,
-            "pixel_values": torch.randn(3, SIDE, SIDE, generator=draw),
-        }
-        for _ in range(settings.rows)
-    ]
+class _Noise:
+    """A random model's world: four rows for every task, and pictures that show nothing."""
 
+    def __init__(self, settings: Settings, seed: int):
+        self.settings, self.seed = settings, seed
+        self.tokenizer = models.load_tokenizer(settings.tokenizer)
 
-@torch.no_grad()
-def _answers(model: Any, tokenizer: Any, settings: Settings, count: int) -> list[str]:
-    ids = torch.tensor([_prompt(tokenizer)] * count)
-    pictures = torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    output = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pictures, do_sample=False,
-        max_new_tokens=settings.new_tokens, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    return tokenizer.batch_decode(output[:, ids.shape[1] :].clamp(max=len(tokenizer) - 1), skip_special_tokens=True)
+    def model(self) -> Any:
+        model: Any = tiny_llava(self.settings, self.tokenizer)
+        return model.to(models.best_device())
+
+    def train(self) -> list[dict[str, Tensor]]:
+        draw = torch.Generator().manual_seed(self.seed)
+        prompt, answer = self._prompt(), list(self.tokenizer(" yes", add_special_tokens=False)["input_ids"])
+        ids, labels = torch.tensor(prompt + answer), torch.tensor([-100] * len(prompt) + answer)
+        return [
+            {"input_ids": ids, "labels": labels, "pixel_values": torch.randn(3, SIDE, SIDE, generator=draw)}
+            for _ in range(self.settings.rows)
+        ]
+
+    @torch.no_grad()
+    def answers(self, tuned: Any, task: str) -> tuple[Sequence[str], Sequence[Row]]:
+        ids = torch.tensor([self._prompt()] * len(ASKED), device=tuned.device)
+        pictures = torch.randn(len(ASKED), 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+        output = tuned.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pictures.to(tuned.device), do_sample=False,
+            max_new_tokens=self.settings.new_tokens, pad_token_id=self.tokenizer.pad_token_id,
+        )  # fmt: skip
+        new = output[:, ids.shape[1] :].clamp(max=len(self.tokenizer) - 1)
+        return self.tokenizer.batch_decode(new, skip_special_tokens=True), ASKED
+
+    def _prompt(self) -> list[int]:
+        words = self.tokenizer("What is this?", add_special_tokens=False)["input_ids"]
+        return [len(self.tokenizer)] * PATCHES + list(words)

@@ -28,7 +28,8 @@ from .methods import find
 
 MOVED = ("full", "lora", "road_1")
 PROBED = ("mrpc", "stsb", "cola", "rte")
-PROBE_RATES = (1e-3, 1e-2)
+PROBE_RATES, PROBE_BATCH = (1e-3, 1e-2), 32
+SHARED = ("scale", "model", "rows", "validation", "test", "max_length")  # settings that study 2 has a use for
 Progress = Callable[[str], None]
 
 
@@ -43,14 +44,14 @@ def displacements(
     budget: float | None = None,
     progress: Progress = log.info,
 ) -> int:
-    """Study 1: fine-tune on `task` with each method (at its second learning rate), then ΔM and ΔD of every test row.
-
-    → runs left out for the budget
+    """Study 1: fine-tune on `task` with each method (at its second learning rate), then ΔM and ΔD of every development
+    row, validation and test. → runs left out for the budget
     """
     rows = EncoderData.load(task, settings, data=data, seed=seed)
 
     def compute(method: str, rate: float) -> dict[str, Any]:
-        batches = rows.batches(rows.test)
+        development = [*rows.validation, *rows.test]
+        batches = rows.batches(development)
         before = cls_states(rows.fresh(), batches)
         fitted = rows.fit(rows.fresh(), method, rate)
         moved = displacement(cls_states(fitted.model, batches), before)
@@ -58,7 +59,7 @@ def displacements(
             "metric": rows.metric,
             "validation": fitted.validation[rows.metric],
             "trainable": fitted.trainable,
-            "samples": len(rows.test),
+            "samples": len(development),
             **{name: distribution(values) for name, values in moved.items()},
         }
 
@@ -109,8 +110,9 @@ def disentangle(
             for backbone, parts in (("pretrained", PARTS), ("random", PARTS[:1])):
                 recipe = {
                     "experiment": "pilot2",
-                    **dataclasses.asdict(settings),
+                    **{name: getattr(settings, name) for name in SHARED},
                     "epochs": epochs,
+                    "batch_size": PROBE_BATCH,
                     "task": task,
                     "backbone": backbone,
                 }
@@ -136,7 +138,7 @@ def _probe(
         probe = Probe(x.shape[1], rows.prepared.num_labels, part=part)
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
-                output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=32, learning_rate=rate,
+                output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=PROBE_BATCH, learning_rate=rate,
                 weight_decay=0.0, warmup_steps=0.1, lr_scheduler_type="linear", seed=seed, save_strategy="no",
                 report_to="none", disable_tqdm=True, logging_strategy="no", use_cpu=True,
             )  # fmt: skip

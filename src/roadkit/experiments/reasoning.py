@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..train.data import Table
 from .decoders import BASE, FULL, Settings, Tuned, label_of, rate_of
 from .jobs import Job, log, run_jobs
 from .ledger import Ledger
+from .loreft import REASONING
 
 METHODS_RUN = (BASE, "road_1", "lora", "road_2")
 SETTINGS = {  # suite → scale → what its runs share (table C.5)
@@ -36,7 +37,7 @@ SETTINGS = {  # suite → scale → what its runs share (table C.5)
 class Suite:
     """tasks scored; those with training rows; how rows are read; and whether a text answers a row.
 
-    combined  the paper's training file, below the data folder, which the full scale reads
+    combined  the paper's training file, below the data folder, which the full scale reads; and what to know of it
     strict    LoReFT's rule, where the suite has one
     """
 
@@ -45,6 +46,7 @@ class Suite:
     load: Callable[..., Table]
     correct: Callable[[str, str, str], bool]
     combined: str
+    warning: str = ""
     strict: Callable[[str, str], bool] | None = None
 
 
@@ -55,10 +57,15 @@ SUITES = {
         commonsense.load,
         lambda task, text, answer: commonsense.extract(task, text) == answer,
         "commonsense/commonsense_170k",
-        lambda text, answer: commonsense.extract_strict(text) == answer,
+        strict=lambda text, answer: commonsense.extract_strict(text) == answer,
     ),
     "arithmetic": Suite(
-        arithmetic.TASKS, tuple(arithmetic.TRAINED), arithmetic.load, arithmetic.correct, "math/math_10k"
+        arithmetic.TASKS,
+        tuple(arithmetic.TRAINED),
+        arithmetic.load,
+        arithmetic.correct,
+        "math/math_10k",
+        "math_10k holds rows that MAWPS tests: MAWPS scores say less than they seem to",
     ),
 }
 
@@ -72,7 +79,7 @@ def run(
     methods: Sequence[str] = METHODS_RUN,
     tasks: Sequence[str] = (),
     learning_rate: float | None = None,
-    seed: int = 0,
+    seeds: Iterable[int] = (0,),
     every_epoch: bool = False,
     budget: float | None = None,
     progress: Callable[[str], None] = log.info,
@@ -91,7 +98,9 @@ def run(
     rates = {method: rate_of(method) for method in methods}
     if learning_rate is not None:
         rates |= {method: learning_rate for method in methods if method != BASE}
-    jobs = _jobs(suite, settings, data, rates, tasks, seed, every_epoch)
+    if settings.scale == "full" and (warning := SUITES[suite].warning):
+        progress(warning)
+    jobs = [job for seed in seeds for job in _jobs(suite, settings, data, rates, tasks, seed, every_epoch)]
     return run_jobs(jobs, ledger, budget=budget, progress=progress)
 
 
@@ -106,7 +115,7 @@ def _jobs(suite, settings, data, rates, tasks, seed, every_epoch) -> Iterator[Jo
             **({"every_epoch": True} if every_epoch else {}),
         }
         yield Job(
-            f"{suite}, {label_of(method)}, {rate:g}",
+            f"{suite}, {label_of(method)}, {rate:g}, seed {seed}",
             recipe,
             seed,
             partial(_compute, SUITES[suite], settings, data, method, rate, tasks, seed, every_epoch),
@@ -115,7 +124,7 @@ def _jobs(suite, settings, data, rates, tasks, seed, every_epoch) -> Iterator[Jo
 
 def _compute(suite, settings, data, method, rate, tasks, seed, every_epoch) -> dict[str, Any]:
     rows = training_rows(suite, data, settings, seed=seed)
-    tuned = Tuned.train(settings, method, rate, rows, seed=seed, every_epoch=every_epoch)
+    tuned = Tuned.train(settings, method, rate, rows, seed=seed, every_epoch=every_epoch, edits=REASONING)
     asked = {task: sample_rows(suite.load(task, data, train=False), settings.questions, seed=0).rows for task in tasks}
     instructions = [row["instruction"] for rows in asked.values() for row in rows]
     epochs = [
@@ -150,7 +159,7 @@ def training_rows(suite: Suite, data: Path, settings: Settings, *, seed: int) ->
     if settings.scale == "full":
         path = data / suite.combined
         return sample_rows(find_rows(path.parent, path.name), settings.rows, seed=seed)
-    share = -(-settings.rows // len(suite.trained))
+    share = None if settings.rows is None else -(-settings.rows // len(suite.trained))
     tables = [sample_rows(suite.load(task, data, train=True), share, seed=seed) for task in suite.trained]
     rows = [row for table in tables for row in table.rows][: settings.rows]
     return Table(rows, list(range(1, len(rows) + 1)), f"{data}, {', '.join(suite.trained)}")

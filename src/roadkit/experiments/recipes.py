@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from . import glue
 from .encoders import Settings
+from .jobs import cpu_seconds
 from .ledger import Ledger
 from .methods import FAMILIES
 
@@ -36,14 +36,14 @@ def run(
     budget    processor minutes of both together
     options   data, num_rates, output and progress of `glue.run`
     """
-    start = time.process_time()
+    start = cpu_seconds()
     options |= {"tasks": tasks}
     names = [name for family in FAMILIES.values() for name in family]
     left = glue.run(settings, ledger, methods=names, seeds=0, budget=budget, **options)
     if left:
         return left
     if budget is not None:
-        budget -= (time.process_time() - start) / 60
+        budget -= (cpu_seconds() - start) / 60
     rows = ledger.rows()
     tried = [
         row

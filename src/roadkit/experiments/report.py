@@ -19,10 +19,10 @@ from .merging import survival
 
 def write(ledger: Ledger) -> list[Path]:
     """Write the files beside the ledger; the newest run of each recipe and seed counts."""
-    newest = {row["key"]: row for row in ledger.rows()}
+    rows = ledger.rows()
     folder, files, figures = ledger.path.parent, {}, []
-    composition = [row for row in newest.values() if row["recipe"].get("experiment") == "composition"]
-    merging = [row for row in newest.values() if row["recipe"].get("experiment") == "merging"]
+    composition = [row for row in rows if row["recipe"].get("experiment") == "composition"]
+    merging = [row for row in rows if row["recipe"].get("experiment") == "merging"]
     report: list[str] = []
     if composition:
         losses = [loss for row in composition for loss in _losses(row)]

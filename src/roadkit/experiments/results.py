@@ -25,7 +25,7 @@ def write(ledger: Ledger, docs: Path) -> list[Path]:
     page = docs / PAGE
     if not page.is_file():
         raise RecipeError(f"{page} is missing: it holds the text around the tables; --docs names its folder")
-    rows = newest(ledger)
+    rows = ledger.rows()
     write_atomic(page, filled(page.read_text(encoding="utf-8"), tables(rows), origin=page))
     return [page, *draw(rows, docs / "figures")]
 
@@ -36,8 +36,3 @@ def filled(text: str, found: dict[str, str], *, origin: Path) -> str:
         if name not in found:
             raise RecipeError(f"{origin}: no experiment {name!r}; there are {', '.join(found)}")
     return _MARKED.sub(lambda match: f"{match.group(1)}{found[match.group(2)].rstrip()}\n{match.group(3)}", text)
-
-
-def newest(ledger: Ledger) -> list[dict]:
-    """The newest run of each recipe and seed, ordered as recipes first appeared."""
-    return list({row["key"]: row for row in ledger.rows()}.values())

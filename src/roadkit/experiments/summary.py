@@ -65,11 +65,11 @@ def command_of(group: Sequence[Row], search: Sequence[Row]) -> str:
         words += ["--presets"] if preset else [f"--rates {_rates(group, search)}"]
         words += ["--grid"] if grid and scale == "small" else []
         words += ["--no-grid"] if not (grid or preset) and scale == "full" else []
-        words += [f"--seeds {len(seeds)}"] if len(seeds) > 1 else []
     else:
         words += ["--last-epoch"] if scale == "full" and not recipe.get("every_epoch") else []
         words += ["--every-epoch"] if scale == "small" and recipe.get("every_epoch") else []
-        words += [f"--seed {seeds[0]}"] if seeds != [0] else []
+        words += [f"--seed {seeds[0]}"] if seeds[0] else []
+    words += [f"--seeds {len(seeds)}"] if len(seeds) > 1 or scale == "full" else []
     return " ".join(words)
 
 

@@ -14,6 +14,8 @@ from .measured import blocks
 from .scores import COMPARED, Row, group_scale, grouped, label_of, machine_of, size_of
 from .summary import summary
 
+RULES = ("answered", "strict")  # metrics of suites whose answers are words
+
 
 def tables(rows: Sequence[Row]) -> dict[str, str]:
     """Experiment → its tables, `paper_…` → the paper's, `summary`; an experiment without finished runs says so."""
@@ -67,7 +69,7 @@ def _reasoning(rows: Sequence[Row]) -> list[str]:
         for own in grouped(group).values():
             scores = {task: [row["metrics"]["accuracy"][task] for row in own] for task in tasks}
             means = [statistics.fmean(row["metrics"]["accuracy"].values()) for row in own]
-            answered = [row["metrics"]["answered"] for row in own if "answered" in row["metrics"]]
+            answered, strict = ([row["metrics"][name] for row in own if name in row["metrics"]] for name in RULES)
             lines.append(
                 [
                     _method(own[0]),
@@ -75,10 +77,12 @@ def _reasoning(rows: Sequence[Row]) -> list[str]:
                     f"{rate:g}" if (rate := own[0]["recipe"]["learning_rate"]) else "–",
                     *(spread(scores[task]) for task in tasks),
                     spread(means),
-                    spread(answered) if answered else "–",
+                    *([spread(answered)] if answered else []),
+                    *([spread([statistics.fmean(tasks.values()) for tasks in strict])] if strict else []),
                 ]
             )
-        header = ["method", "trainable", "learning rate", *tasks, "mean", "with an answer word"]
+        ruled = ["with an answer word", "mean by LoReFT's rule"] if "strict" in group[0]["metrics"] else []
+        header = ["method", "trainable", "learning rate", *tasks, "mean", *ruled]
         text += titled(group_scale(group), table(header, lines))
     return text
 

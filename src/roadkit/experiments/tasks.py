@@ -42,7 +42,8 @@ SMALL = {
     "arithmetic": Source("math/mawps_train_clean.jsonl", "math/mawps_test.jsonl"),
     "sentiment": Source("glue/sst2_sentences_train.jsonl", "glue/sst2_dev.jsonl"),
 }
-FULL = {"german": Source("LeoLM/HellaSwag_de"), "instruct": Source("HuggingFaceH4/ultrafeedback_binarized")}
+ULTRAFEEDBACK = "argilla/ultrafeedback-binarized-preferences-cleaned"  # what pyreft's training file was parsed from
+FULL = {"german": Source("LeoLM/HellaSwag_de"), "instruct": Source(ULTRAFEEDBACK)}
 
 
 def load_task(
@@ -83,7 +84,7 @@ def _read(root: Path, name: str) -> Table:
 
 def _pairs(table: Table, task: str) -> list[dict[str, str]]:
     """Rows of any of the sources → prompt and completion."""
-    pairs = (_pair(row, task) for row in table.rows)
+    pairs = (pair_of(row, task) for row in table.rows)
     return [
         {"prompt": TEMPLATE.format(pair["prompt"].strip()), "completion": pair["completion"].strip()}
         for pair in pairs
@@ -91,7 +92,8 @@ def _pairs(table: Table, task: str) -> list[dict[str, str]]:
     ]
 
 
-def _pair(row: Mapping[str, Any], task: str) -> dict[str, str]:
+def pair_of(row: Mapping[str, Any], task: str) -> dict[str, str]:
+    """A row of any of the sources → prompt and completion."""
     if "endings_de" in row:  # HellaSwag_de: the right ending, the last one where some are missing
         endings = row["endings_de"]
         ending = endings[int(row["label"])] if len(endings) == 4 else endings[-1]

@@ -153,18 +153,22 @@ def train_edits(
     tasks: Sequence[str],
     epochs: float = 5,
     batch_size: int = 8,
+    at_once: int | None = None,
     learning_rate: float = 5e-3,
     seed: int = 0,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> list[float]:
-    """AdamW without decay, linear schedule from the first step to zero, on any modules."""
+    """AdamW without decay, linear schedule from the first step to zero, on any modules. → each step's loss
+
+    at_once   rows of a step computed at a time, where `batch_size` of them take too much memory
+    """
     unknown = sorted({row.task for row in rows} - set(tasks))
     if unknown or not rows:
         raise RecipeError(f"no subspace for {unknown[0]!r}; there are {', '.join(tasks)}" if rows else "no rows")
     for _, positions in edits:
         for row in rows:
             positions.of_prompt(row.num_prompt)  # before the first step rather than in the middle
-    weights = [parameter for edit in edits.values() for parameter in edit.parameters()]
+    weights = list(nn.ModuleList(edits.values()).parameters())  # of a module at several sites once
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
     num_steps = max(1, math.ceil(epochs * math.ceil(len(rows) / batch_size)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / num_steps)
@@ -172,16 +176,20 @@ def train_edits(
     with borrowed(model):
         model.requires_grad_(False).eval()
         for batch in _batches(rows, batch_size, num_steps, seed):
-            active = [[row.task == task for task in tasks] for row in batch]
-            with torch.enable_grad():
-                loss = losses_of(model, edits, batch, active=active).mean()
-                loss.backward()
-            if not math.isfinite(float(loss.detach())):
-                raise RecipeError(f"the loss became {float(loss.detach())} at step {len(losses)}; lower learning_rate")
+            loss = 0.0
+            for at in range(0, len(batch), at_once or batch_size):
+                part = batch[at : at + (at_once or batch_size)]
+                active = [[row.task == task for task in tasks] for row in part]
+                with torch.enable_grad():
+                    share = losses_of(model, edits, part, active=active).sum() / len(batch)
+                    share.backward()
+                loss += float(share.detach())
+            if not math.isfinite(loss):
+                raise RecipeError(f"the loss became {loss} at step {len(losses)}; lower learning_rate")
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            losses.append(float(loss.detach()))
+            losses.append(loss)
             if progress:
                 progress(len(losses), num_steps, losses[-1])
     return losses
