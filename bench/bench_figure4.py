@@ -2,25 +2,26 @@
 
 from bench_load import random_adapter
 from bench_mixed import engine_rate, peft_rate, peft_sides, requests
-from harness import over, summary, turns
+from harness import DEVICE, over, summary, turns
 from peft import LoraConfig, get_peft_model
 
 from roadkit import models
 from roadkit.engine.engine import Engine
 
 RANKS = (1, 2, 4, 8, 16)
-LENGTHS, PEER_LENGTHS = (32, 64, 256), (32, 64)  # the paper: 256 to 4096
+LENGTHS = (32, 128, 512, 2048)  # the paper: 256 to 4096
+PEER_LENGTHS = (32, 128) if DEVICE == "cpu" else LENGTHS
 
 
 def run(rounds: int = 3) -> dict:
     """Tokens per second, and ratios within a round.
 
     left   batch 1: PEFT's LoRA kept apart at every rank over the same model merged; an adapter in the engine over none
-    right  8 requests with 8 adapters: the engine's RoAd, PEFT's mixed LoRA r=8 and mixed RoAd; peers up to 64 tokens
+    right  8 requests with 8 adapters: the engine's RoAd, PEFT's mixed LoRA r=8 and mixed RoAd; peers on the CPU up to 128 tokens
     """
-    base = models.load_causal("smollm2")
+    base = models.load_causal("smollm2", device=DEVICE)
     adapters = {f"a{i}": random_adapter(base, seed=i) for i in range(8)}
-    engine = Engine.from_pretrained("smollm2", adapters=adapters, max_batch=8, max_context=1024)
+    engine = Engine.from_pretrained("smollm2", adapters=adapters, max_batch=8)
     left = turns(left_sides(base, engine), rounds=rounds)
     right: dict[str, list[float]] = {}
     for length in LENGTHS:
@@ -48,7 +49,7 @@ def left_sides(base, engine: Engine) -> dict:
     sides = {"merged": lambda: peft_rate(base, 1)}
     for rank in RANKS:
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", init_lora_weights=False)
-        tuned = get_peft_model(models.load_causal("smollm2"), config).eval()
+        tuned = get_peft_model(models.load_causal("smollm2", device=DEVICE), config).eval()
         sides[f"lora rank {rank}"] = lambda tuned=tuned: peft_rate(tuned, 1)
     for name, adapted in (("roadkit without", False), ("roadkit road", True)):
         sides[name] = lambda adapted=adapted: engine_rate(engine, requests(1, adapters=adapted, tokens=64))

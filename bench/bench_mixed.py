@@ -4,7 +4,7 @@ import time
 
 import torch
 from bench_load import random_adapter
-from harness import over, summary, turns
+from harness import DEVICE, over, summary, turns
 from peft import LoraConfig, RoadConfig, get_peft_model
 
 from roadkit import models
@@ -17,7 +17,7 @@ NEW_TOKENS, PEER_TOKENS = 48, 16
 
 def run(rounds: int = 5, peers: bool = True, batch_sizes: tuple[int, ...] = (1, 8, 64)) -> dict:
     """Tokens per second. plain: an engine without adapters; the ratios are medians over rounds."""
-    base = models.load_causal("smollm2")
+    base = models.load_causal("smollm2", device=DEVICE)
     adapters = {f"a{i}": random_adapter(base, seed=i) for i in range(max(batch_sizes))}
     plain = Engine.from_pretrained("smollm2", max_batch=max(batch_sizes))
     ours = Engine.from_pretrained("smollm2", adapters=adapters, max_batch=max(batch_sizes))
@@ -71,7 +71,7 @@ def peft_sides(model, tokens: int = PEER_TOKENS) -> dict:
         "lora": lambda: LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False),
     }
     for kind, config in configs.items():
-        tuned = get_peft_model(models.load_causal("smollm2"), config(), adapter_name=names[0])
+        tuned = get_peft_model(models.load_causal("smollm2", device=DEVICE), config(), adapter_name=names[0])
         for name in names[1:]:
             tuned.add_adapter(name, config())
         tuned.eval()
@@ -83,7 +83,7 @@ def peft_rate(model, count: int, tokens: int = PEER_TOKENS, **options) -> float:
     """Tokens per second of transformers' `generate`, greedy, for `count` prompts; options go to it."""
     tokenizer = models.load_tokenizer("smollm2")
     tokenizer.padding_side = "left"
-    inputs = tokenizer(prompts(count), return_tensors="pt", padding=True)
+    inputs = tokenizer(prompts(count), return_tensors="pt", padding=True).to(model.device)
     start = time.perf_counter()
     with torch.no_grad():
         model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **options)

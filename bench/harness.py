@@ -14,7 +14,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the CPU is what is measured: engines go to a GPU by themselves, peers do not
+# `roadkit bench --device cuda` sets it. Both sides must stand on one device, and engines go to a GPU by themselves.
+DEVICE = os.environ.get("ROADKIT_BENCH_DEVICE", "cpu")
+if DEVICE == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def measure(sides: Mapping[str, Callable[[], object]], *, rounds: int, repeat: int = 1) -> dict[str, dict[str, float]]:
@@ -67,6 +70,7 @@ def machine() -> dict[str, object]:
         "machine": platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
+        "device": "cpu" if DEVICE == "cpu" else torch.cuda.get_device_name(0),
     }
 
 

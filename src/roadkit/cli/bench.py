@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 import typer
 
+from .. import models
 from ..errors import RoadkitError, nearest
 
+ON_GPU = ("mixed", "figure4")  # whose sides can stand on one
 FOLDER = Path(__file__).resolve().parents[3] / "bench"
 
 
@@ -17,6 +20,7 @@ def bench(
     name: str = typer.Argument("list", help="Which benchmark; 'list' names them."),
     json: bool = typer.Option(False, "--json", help="Print only the JSON line."),
     rounds: int = typer.Option(0, help="How often each side is measured; 0 is the benchmark's own choice."),
+    device: str = typer.Option("cpu", help="cpu, which hides GPUs, or cuda (mixed and figure4)."),
 ) -> None:
     """Run a benchmark from the source checkout; the last line printed is a JSON object."""
     if not FOLDER.is_dir():
@@ -30,6 +34,10 @@ def bench(
         return
     if name not in known:
         raise RoadkitError(f"no benchmark {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+    if device != "cpu":
+        if name not in ON_GPU:
+            raise RoadkitError(f"bench {name} measures the CPU; --device {device} is for {' and '.join(ON_GPU)}")
+        os.environ["ROADKIT_BENCH_DEVICE"] = models.best_device(device)
     sys.path.insert(0, str(FOLDER))
     from harness import report  # type: ignore[import-not-found]  # first: it hides GPUs
 

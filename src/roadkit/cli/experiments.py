@@ -283,6 +283,7 @@ def efficiency(
         "", help="Benchmarks, separated by commas; empty: train, merge, mixed, scaling, figure4."
     ),
     rounds: int = typer.Option(0, help="Rounds of each; 0 is its own choice."),
+    device: str = typer.Option("cpu", help="cpu, or cuda for --benches mixed,figure4."),
     seed: int = typer.Option(0, help="A new number measures again."),
     json: bool = json_option,
 ) -> None:
@@ -291,7 +292,9 @@ def efficiency(
     from ..experiments.ledger import Ledger
 
     found = Ledger(ledger)
-    efficiency.run(found, names=_list(benches, efficiency.SHOWS), rounds=rounds, seed=seed, progress=_say(json))
+    efficiency.run(
+        found, names=_list(benches, efficiency.SHOWS), rounds=rounds, device=device, seed=seed, progress=_say(json)
+    )
     _done(found, 0, json)
 
 

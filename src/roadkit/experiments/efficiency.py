@@ -30,22 +30,28 @@ def run(
     *,
     names: Sequence[str] = tuple(SHOWS),
     rounds: int = 0,
+    device: str = "cpu",
     seed: int = 0,
     progress: Callable[[str], None] = log.info,
 ) -> None:
-    """Run the benchmarks that the ledger lacks. rounds 0 is each one's own choice; `seed` tells repetitions apart."""
+    """Run the benchmarks that the ledger lacks. rounds 0 is each one's own choice; `seed` tells repetitions apart.
+
+    device   what both sides of a benchmark stand on, where it can choose (mixed and figure4)
+    """
 
     def jobs() -> Iterator[Job]:
         for name in names:
             recipe = {"experiment": "efficiency", "bench": name, "rounds": rounds}
-            yield Job(f"efficiency, {name}", recipe, seed, partial(_measure, name, rounds))
+            recipe |= {} if device == "cpu" else {"device": device}
+            yield Job(f"efficiency, {name}", recipe, seed, partial(_measure, name, rounds, device))
 
     run_jobs(jobs(), ledger, progress=progress)
 
 
-def _measure(name: str, rounds: int) -> dict[str, Any]:
+def _measure(name: str, rounds: int, device: str) -> dict[str, Any]:
     """The JSON object that a benchmark prints last."""
     command = [sys.executable, "-m", "roadkit", "bench", name, "--json", "--rounds", str(rounds)]
+    command += [] if device == "cpu" else ["--device", device]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:

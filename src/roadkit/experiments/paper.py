@@ -32,7 +32,14 @@ RERUN = {
     "RoAd4": "road_4",
     "RoAd1 + LoRA": "road_1+lora",
 }
-ABSENT = {("glue", "loreft"), ("commonsense", "prefix"), ("arithmetic", "prefix")}  # methods that an experiment lacks
+ABSENT = {("glue", "loreft")}  # methods that an experiment lacks
+OF_LLMS = {"lora": "lora_32", "dora": "dora_32"}
+AS_LARGE = {  # experiment → our method of the size that the paper's has there
+    "glue": {"lora": "lora_qv"},
+    "commonsense": OF_LLMS,
+    "arithmetic": OF_LLMS,
+    "instruct": OF_LLMS,
+}
 BENCHED = ("efficiency",)  # experiments that take benchmarks, not methods
 
 
@@ -67,8 +74,8 @@ def quoted(experiment: str) -> list[str]:
     lines = [header, [":--", ":--", *["--:"] * (len(header) - 3), "--:" if experiment in BENCHED else ":--"]]
     digits = max(_digits(number) for row in table["rows"] for number in row["scores"])
     for row in table["rows"]:
-        name = RERUN.get(row["method"])
-        rerun = f"`{name}`" if name and (experiment, name) not in ABSENT else "quoted, not rerun"
+        name, large = RERUN.get(row["method"]), AS_LARGE.get(experiment, {})
+        rerun = f"`{large.get(name, name)}`" if name and (experiment, name) not in ABSENT else "quoted, not rerun"
         numbers = [*row["scores"], *([row["average"]] if averaged else [])]
         cells = ["–" if number is None else f"{number:.{digits}f}" for number in numbers]
         percent = "–" if row["percent"] is None else f"{row['percent']:g}"
