@@ -9,15 +9,15 @@ from roadkit import models
 from roadkit.engine.engine import Engine
 
 RANKS = (1, 2, 4, 8, 16)
-LENGTHS = (32, 128, 512, 2048)  # the paper: 256 to 4096
-PEER_LENGTHS = (32, 128) if DEVICE == "cpu" else LENGTHS
+LENGTHS = (32, 64, 256) if DEVICE == "cpu" else (128, 256, 512, 1024, 2048)  # the paper: 256 to 4096
+PEER_LENGTHS = (32, 64) if DEVICE == "cpu" else LENGTHS
 
 
 def run(rounds: int = 3) -> dict:
     """Tokens per second, and ratios within a round.
 
     left   batch 1: PEFT's LoRA kept apart at every rank over the same model merged; an adapter in the engine over none
-    right  8 requests with 8 adapters: the engine's RoAd, PEFT's mixed LoRA r=8 and mixed RoAd; peers on the CPU up to 128 tokens
+    right  8 requests with 8 adapters: the engine's RoAd, PEFT's mixed LoRA r=8 and mixed RoAd; peers on the CPU up to 64 tokens
     """
     base = models.load_causal("smollm2", device=DEVICE)
     adapters = {f"a{i}": random_adapter(base, seed=i) for i in range(8)}

@@ -107,7 +107,10 @@ def test_merge_writes_a_model_that_transformers_loads(runner, tmp_path, tiny_lla
         (["adapter", "verify", "missing"], "'missing': no such directory"),
         (["adapter", "compose", "formal + germn", "--adapters", "FOLDER", "-o", "out"], "did you mean 'german'?"),
         (["bench", "kernl"], "did you mean 'kernel'?"),
-        (["bench", "merge", "--device", "cuda"], "bench merge measures the CPU; --device cuda is for mixed and figure4"),
+        (
+            ["bench", "merge", "--device", "cuda"],
+            "bench merge measures the CPU; --device cuda is for mixed and figure4",
+        ),
         (["bench", "mixed", "--device", "gpu"], "there is no device 'gpu' here"),
         (["generate", "hi", "--device", "gpu"], "there is no device 'gpu' here"),
         (["generate", "hi", "--adapters", "nowhere"], "write name=path"),

@@ -90,7 +90,9 @@ def test_training_rows_end_with_the_answer(data):
 
 
 def test_missing_data_says_where_it_was_looked_for(tmp_path):
-    with pytest.raises(RecipeError, match=r"no piqa_test\.jsonl in .*commonsense .*--data names the folder that holds commonsense"):
+    with pytest.raises(
+        RecipeError, match=r"no piqa_test\.jsonl in .*commonsense .*--data names the folder that holds commonsense"
+    ):
         commonsense.load("piqa", tmp_path, train=False)
 
 

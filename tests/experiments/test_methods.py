@@ -19,18 +19,16 @@ from transformers import (
 from roadkit.errors import RecipeError
 from roadkit.experiments.encoders import with_pooler
 from roadkit.experiments.fit import KeepBest
-from roadkit.experiments.methods import FAMILIES, METHODS, RECIPES, find, num_trainable
+from roadkit.experiments.methods import FAMILIES, KNOWN, METHODS, find, num_trainable
 from roadkit.modules import linear_layers
 from roadkit.train.recipe import Recipe
 from roadkit.train.tuned import head_names
 
-DECODERS = ("lora_32", "dora_32")  # on layers that a BERT does not have
 OF_ENCODERS = [
     pytest.param(
         name, marks=pytest.mark.filterwarnings("ignore") if name == "boft" else ()
     )  # it misses a CUDA compiler
-    for name in METHODS
-    if name not in DECODERS
+    for name in (*METHODS, "lora_qv")
 ]
 LAYERS = 2 * (4 * 64 + 128 + 64) + 64  # widths of the tiny BERT's linear layers, its pooler's included
 
@@ -142,7 +140,7 @@ def test_a_recipe_pairs_other_channels_than_the_one_it_is_compared_with(tiny_ber
 
 
 def test_equal_numbers_of_learning_rates_and_the_nearest_name():
-    assert {len(method.rates) for method in (METHODS | RECIPES).values()} == {4}
+    assert {len(method.rates) for method in KNOWN.values()} == {4}
     assert len({len(names) for names in FAMILIES.values()}) == 1
     with pytest.raises(RecipeError, match="did you mean 'road_1'"):
         find("road1")

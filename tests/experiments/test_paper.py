@@ -7,10 +7,9 @@ from importlib.resources import files
 
 import pytest
 
-from roadkit.experiments import paper
+from roadkit.experiments import multimodal, paper
 from roadkit.experiments.decoders import LABELS as DECODED
-from roadkit.experiments.methods import METHODS
-from roadkit.experiments.multimodal import LABELS
+from roadkit.experiments.methods import METHODS, SIZED
 
 TABLES = json.loads(files("roadkit").joinpath("data/paper.json").read_text(encoding="utf-8"))
 
@@ -26,12 +25,12 @@ def test_averages_are_the_means_of_their_rows(experiment):
 
 def test_names_lead_to_methods_that_their_experiments_have():
     generative = {*METHODS, *DECODED}
-    have = {"glue": {*METHODS}, "multimodal": {*LABELS}, "efficiency": {*METHODS}}
+    have = {"glue": {*METHODS}, "multimodal": {*multimodal.ARMS}, "efficiency": {*METHODS}}
     for experiment in paper.experiments():
         named = {paper.RERUN.get(row["method"]) for row in TABLES[experiment]["rows"]} - {None}
         offered = {name for name in named if (experiment, name) not in paper.ABSENT}
         assert offered <= have.get(experiment, generative), experiment
-        assert {*paper.AS_LARGE.get(experiment, {}).values()} <= {*METHODS}
+        assert {*paper.AS_LARGE.get(experiment, {}).values()} <= {*SIZED, *multimodal.Real.arms}
 
 
 def test_rows_that_nobody_reran_say_so():

@@ -49,7 +49,10 @@ def test_the_full_scale_and_presets_have_options_of_their_own():
     assert "`roadkit reproduce glue --scale full --tasks rte --methods road_1 --presets --seeds 3`" in text
     recipe = {"experiment": "commonsense", **dataclasses.asdict(decoders.FULL), "tasks": ["boolq"], "method": "road_1"}
     text = "\n".join(summary([row(recipe | {"learning_rate": 3e-3}, 2, accuracy={"boolq": 0.5}, trainable=7)]))
-    assert "`roadkit reproduce commonsense --scale full --tasks boolq --methods road_1 --last-epoch --seed 2 --seeds 1`" in text
+    assert (
+        "`roadkit reproduce commonsense --scale full --tasks boolq --methods road_1 --last-epoch --seed 2 --seeds 1`"
+        in text
+    )
 
 
 def test_nothing_finished():

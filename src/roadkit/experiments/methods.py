@@ -73,10 +73,9 @@ class Method:
 
 def find(name: str) -> Method:
     """Raises `RecipeError` with the nearest name."""
-    known = METHODS | RECIPES
-    if name not in known:
-        raise RecipeError(f"no method {name!r}{nearest(name, known)}; there are {', '.join(known)}")
-    return known[name]
+    if name not in KNOWN:
+        raise RecipeError(f"no method {name!r}{nearest(name, KNOWN)}; there are {', '.join(KNOWN)}")
+    return KNOWN[name]
 
 
 def num_trainable(model: nn.Module, heads: Sequence[str] = ()) -> int:
@@ -187,10 +186,7 @@ METHODS: dict[str, Method] = {  # the paper's
     "road_4": Method("RoAd4", ROAD_RATES, _road("road_4"), TURNING_RATES),
     "full": Method("full fine-tuning", (3e-5, 1e-4, 2e-4, 5e-4), _only(lambda name: True), (2e-5, 5e-5, 1e-4, 2e-4)),
     "lora": _lora("LoRA r=8"),
-    "lora_qv": _lora("LoRA r=8, query and value", where=Where.ending(QUERY_AND_VALUE)),  # table 2's, by its size
-    "lora_32": _lora("LoRA r=32", rank=32, where=Where.ending(LLM_ADAPTERS), rates=LLM_RATES),  # tables 3 to 5
     "dora": _lora("DoRA r=8", use_dora=True),
-    "dora_32": _lora("DoRA r=32", rank=32, where=Where.ending(LLM_ADAPTERS), rates=LLM_RATES, use_dora=True),
     "ia3": Method("(IA)3", ROAD_RATES, _ia3, SCALING_RATES),
     "oft_2": Method("OFT block 2", ROAD_RATES, _peft(_config("OFTConfig"), oft_block_size=2, r=0), TURNING_RATES),
     "oft_16": Method("OFT block 16", USUAL_RATES, _peft(_config("OFTConfig"), oft_block_size=16, r=0)),
@@ -201,12 +197,19 @@ METHODS: dict[str, Method] = {  # the paper's
     "prefix": Method("prefix tuning, 20", (1e-3, 3e-3, 1e-2, 3e-2), _prefix),
     "head": Method("head alone", (1e-3, 3e-3, 1e-2, 3e-2), _only(lambda name: False)),
 }
+SIZED: dict[str, Method] = {  # as large as the paper's: of encoders (table 2), decoders (3 to 5), a LLaVA (6)
+    "lora_qv": _lora("LoRA r=8, query and value", where=Where.ending(QUERY_AND_VALUE)),
+    "lora_32": _lora("LoRA r=32", rank=32, where=Where.ending(LLM_ADAPTERS), rates=LLM_RATES),
+    "dora_32": _lora("DoRA r=32", rank=32, where=Where.ending(LLM_ADAPTERS), rates=LLM_RATES, use_dora=True),
+    "lora_128": _lora("LoRA r=128", rank=128),
+}
 RECIPES: dict[str, Method] = {  # what a method leaves open, beside METHODS
     "road_1_other_pairs": Method("RoAd1, other pairs", ROAD_RATES, _road("road_1", other_pairs=True), TURNING_RATES),
     "road_2_attention": Method("RoAd2(attention)", ROAD_RATES, _road("road_2", where=ATTENTION), TURNING_RATES),
     "lora_alpha_32": _lora("LoRA r=8, α=32", alpha=4 * RANK),
     "lora_dropout": _lora("LoRA r=8, dropout 0.1", lora_dropout=0.1),
 }
+KNOWN = METHODS | SIZED | RECIPES
 FAMILIES = {  # as many recipes of each; RoAd's train at most a fifteenth of LoRA's parameters
     "RoAd": ("road_1", "road_1_other_pairs", "road_2_attention"),
     "LoRA": ("lora", "lora_alpha_32", "lora_dropout"),

@@ -39,6 +39,7 @@ AS_LARGE = {  # experiment → our method of the size that the paper's has there
     "commonsense": OF_LLMS,
     "arithmetic": OF_LLMS,
     "instruct": OF_LLMS,
+    "multimodal": {"lora": "lora_128", "road_1+lora": "road_1+lora_32"},
 }
 BENCHED = ("efficiency",)  # experiments that take benchmarks, not methods
 

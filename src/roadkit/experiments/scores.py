@@ -16,13 +16,13 @@ import numpy as np
 from . import decoders, multimodal
 from .glue import best
 from .ledger import given
-from .methods import METHODS, RECIPES
+from .methods import KNOWN
 
 Row = Mapping[str, Any]
 GLUE_RUN = ("task", "method", "learning_rate")  # what tells apart the runs of one scale
 RESAMPLES = 10_000
 COMPARED = ("road_1", "lora")  # wherever two methods stand for all
-LABELS = decoders.LABELS | multimodal.LABELS | {name: method.label for name, method in (METHODS | RECIPES).items()}
+LABELS = decoders.LABELS | multimodal.LABELS | {name: method.label for name, method in KNOWN.items()}
 
 
 class Paired(NamedTuple):
