@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from roadkit.cli import app
 from roadkit.errors import RecipeError
-from roadkit.experiments import efficiency
+from roadkit.experiments import efficiency, reasoning
 from roadkit.experiments.ledger import Ledger
 
 
@@ -36,6 +36,16 @@ def test_suites_take_several_seeds(llama, data, path, suite, task):
     assert [(row["recipe"]["method"], row["seed"]) for row in Ledger(path).rows()] == [
         ("base", 1), ("full", 1), ("base", 2), ("full", 2),
     ]  # fmt: skip
+
+
+def test_a_scales_settings_hold_where_no_option_says_otherwise(path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(reasoning, "run", lambda suite, settings, *_, **options: asked.append((settings, options)) or 0)
+    for words in ((), ("--no-bf16", "--seeds", 1)):
+        reproduce("commonsense", "--scale", "full", "--ledger", path, *words)
+    (usual, options), (other, fewer) = asked
+    assert usual == reasoning.SETTINGS["commonsense"]["full"] and usual.bf16 and not other.bf16
+    assert (list(options["seeds"]), list(fewer["seeds"])) == ([0, 1, 2], [0])
 
 
 def test_instruct_then_the_judges_file(llama, data, path, tmp_path):

@@ -24,7 +24,7 @@ rows_option = typer.Option(None, help="Training rows in place of the scale's.")
 epochs_option = typer.Option(None, help="Epochs in place of the scale's.")
 validation_option = typer.Option(None, help="Validation rows in place of the scale's.")
 test_option = typer.Option(None, help="Test rows in place of the scale's.")
-bf16_option = typer.Option(False, help="16-bit arithmetic in training and scoring.")
+bf16_option = typer.Option(None, "--bf16/--no-bf16", help="16-bit arithmetic in training and scoring, or the scale's.")
 seed_option = typer.Option(0, help="Of the rows drawn, their order and new weights.")
 budget_option = typer.Option(None, help="Processor minutes; runs that do not fit are left for the next call.")
 json_option = typer.Option(False, "--json", help="Print one JSON object as the last line.")
@@ -42,7 +42,7 @@ def glue(
     batch_size: int | None = typer.Option(None, help="Rows a step in place of the scale's."),
     validation: int | None = validation_option,
     test: int | None = test_option,
-    bf16: bool = bf16_option,
+    bf16: bool | None = bf16_option,
     seeds: int | None = typer.Option(
         None,
         min=1,
@@ -116,7 +116,7 @@ def pilot(
     epochs: int | None = typer.Option(None, help="Epochs of fine-tuning in place of the scale's (a classifier: 10)."),
     validation: int | None = validation_option,
     test: int | None = test_option,
-    bf16: bool = typer.Option(False, help="16-bit arithmetic in fine-tuning."),
+    bf16: bool | None = typer.Option(None, "--bf16/--no-bf16", help="16-bit arithmetic in fine-tuning."),
     seed: int = seed_option,
     budget: float | None = budget_option,
     json: bool = json_option,
@@ -150,7 +150,7 @@ def _suite(name: str, text: str) -> Any:
         questions: int | None = typer.Option(None, help="Questions of each task in place of the scale's."),
         new_tokens: int | None = typer.Option(None, help="Tokens an answer at most, in place of the scale's."),
         epochs: int | None = epochs_option,
-        bf16: bool = bf16_option,
+        bf16: bool | None = bf16_option,
         learning_rate: float | None = typer.Option(None, min=0, help="Of every method, in place of its own."),
         every_epoch: bool | None = typer.Option(
             None, "--every-epoch/--last-epoch", help="Score after each epoch and report the best; at full scale usual."
@@ -206,7 +206,7 @@ def instruct(
     questions: int | None = typer.Option(None, help="Prompts answered; at full scale all 805."),
     new_tokens: int | None = typer.Option(None, help="Tokens an answer at most, in place of the scale's."),
     epochs: int | None = epochs_option,
-    bf16: bool = bf16_option,
+    bf16: bool | None = bf16_option,
     seed: int = seed_option,
     budget: float | None = budget_option,
     json: bool = json_option,

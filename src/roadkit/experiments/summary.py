@@ -53,8 +53,8 @@ def command_of(group: Sequence[Row], search: Sequence[Row]) -> str:
             or ((preset or grid) and field in ("epochs", "batch_size"))
         ):
             continue
-        option = f"--{field.replace('_', '-')}"
-        words.append(option if value is True else f"{option} {value}")
+        option = field.replace("_", "-")
+        words.append(f"--{'' if value else 'no-'}{option}" if isinstance(value, bool) else f"--{option} {value}")
     usual = glue.TASKS[scale] if name == "glue" else reasoning.SUITES[name].tasks
     tasks = recipe["tasks"] if "tasks" in recipe else _distinct(group, "task")
     if set(tasks) != set(usual):
