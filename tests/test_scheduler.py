@@ -218,7 +218,6 @@ class SchedulerMachine(RuleBasedStateMachine):
             else:
                 assert sequence.pages == []
                 assert sequence.num_computed == 0
-                assert sequence.row is None or sequence.num_generated or sequence.id in self.first_key
         held: dict[str, int] = {}
         for sequence in everywhere:
             if sequence.row is not None and sequence.row.slot:
