@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,3 +147,11 @@ def test_generate_answers_every_prompt_with_every_adapter(runner):
     answers = json.loads(runner.invoke(app, arguments).stdout.splitlines()[-1])["answers"]
     assert [answer["adapter"] for answer in answers] == ["base"]
     assert "Paris" in answers[0]["text"]
+
+
+def test_the_demo_asks_no_hub_for_adapters_that_are_not_there(tmp_path, monkeypatch):
+    from roadkit import demo
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "load", lambda path: pytest.fail(f"{path} was looked for beyond this machine"))
+    assert not demo._usable(Path("adapters/json"))

@@ -101,6 +101,8 @@ def _rate(call: Callable[[], list[Completion]]) -> float:
 
 
 def _usable(path: Path) -> bool:
+    if not path.is_dir():  # a path such as adapters/json would be asked of the hub
+        return False
     try:
         load(path)
     except AdapterError:
