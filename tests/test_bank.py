@@ -189,9 +189,6 @@ def test_a_layer_that_returns_its_bias_apart_is_refused():
         model["q"](torch.randn(1, 6))
 
 
-# ---- slots ------------------------------------------------------------------------------------------------------
-
-
 def test_a_layer_may_see_the_tokens_of_a_row_without_their_batch(model):
     """OPT's fc1 is called with [tokens, d], as the experts of some models are."""
     one = small(1)
@@ -201,6 +198,9 @@ def test_a_layer_may_see_the_tokens_of_a_row_without_their_batch(model):
         bank.current = bank.current.view(1, 5)  # as the engine sets it: a row a token
         close_to(model["q"](x[0]), model["q"](x)[0])
     bank.close()
+
+
+# ---- slots ------------------------------------------------------------------------------------------------------
 
 
 def test_least_recently_used_row_is_evicted(model):

@@ -117,6 +117,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.content: dict[tuple[int, int], tuple] = {}  # (page, offset) → (tenant and adapter, tokens so far)
         self.live: list[Sequence] = []
         self.first_key: dict[int, str] = {}
+        self.admitted: set[int] = set()
+        take = self.scheduler._take_prefix
+
+        def taken(sequence, row) -> bool:
+            admitted = take(sequence, row)
+            self.admitted |= {sequence.id} if admitted else set()
+            return admitted
+
+        self.scheduler._take_prefix = taken
 
     @rule(
         start=st.sampled_from([1, 2]),
@@ -218,6 +227,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             else:
                 assert sequence.pages == []
                 assert sequence.num_computed == 0
+                assert sequence.row is None or sequence.id in self.admitted, (
+                    "it waits with a row that it never ran with"
+                )
         held: dict[str, int] = {}
         for sequence in everywhere:
             if sequence.row is not None and sequence.row.slot:

@@ -71,10 +71,10 @@ def test_a_row_is_a_picture_a_prompt_without_loss_and_an_answer(llava, album):
     rows = Pictures.load(album, "train", processor)
     assert len(rows) == 8
     row = rows[0]
-    answered = row["labels"] != -100
+    ids, answered = torch.tensor(row["input_ids"]), torch.tensor(row["labels"]) != -100
     tokenizer = processor.tokenizer
-    assert tokenizer.decode(row["input_ids"][answered]) == " yes" + tokenizer.eos_token
-    prompt = tokenizer.decode(row["input_ids"][~answered])
+    assert tokenizer.decode(ids[answered]) == " yes" + tokenizer.eos_token
+    prompt = tokenizer.decode(ids[~answered])
     assert prompt.replace("<image>" * multimodal.PATCHES, "<image>") == PROMPT.format("Is it red?")
     assert row["pixel_values"].shape == (3, SIDE, SIDE)
     batch = collate([rows[0], rows[7]])

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import typer
 
-from .. import models
 from ..errors import RoadkitError, nearest
 
 ON_GPU = ("mixed", "figure4")  # whose sides can stand on one
@@ -37,6 +36,8 @@ def bench(
     if device != "cpu":
         if name not in ON_GPU:
             raise RoadkitError(f"bench {name} measures the CPU; --device {device} is for {' and '.join(ON_GPU)}")
+        from .. import models
+
         os.environ["ROADKIT_BENCH_DEVICE"] = models.best_device(device)
     sys.path.insert(0, str(FOLDER))
     from harness import report  # type: ignore[import-not-found]  # first: it hides GPUs

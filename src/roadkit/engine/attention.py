@@ -205,7 +205,8 @@ def _attend_static(static: Static, q: Tensor, keys, values, scale, softcap, wind
     to, at = torch.arange(k.shape[2], device=q.device), static.last.unsqueeze(1)
     mask = (to <= at) & (to > at - window) if window else to <= at
     beyond = ~mask.view(len(q), 1, -1, 1)  # what a page's last user left there may be NaN, which no mask stops
-    k, v = k.masked_fill(beyond, 0), v.masked_fill(beyond, 0)
+    for gathered in (k, v):  # copies of the pages, which may be changed
+        gathered.masked_fill_(beyond, 0)
     mask, query = mask.view(len(q), 1, 1, -1), q.unsqueeze(2)
     if softcap:
         return _softcapped(query, k, v, mask, scale, softcap).squeeze(2)

@@ -50,13 +50,10 @@ class Ledger:
             except ValueError as error:
                 raise RecipeError(f"{self.path}, line {number} is not JSON: {error}") from error
             if not isinstance(row, dict) or row.keys() != FIELDS:
-                code = (
-                    f" (written by roadkit {row['code']}, this is {self.code})"
-                    if isinstance(row, dict) and "code" in row
-                    else ""
-                )
+                code = row.get("code") if isinstance(row, dict) else None
+                told = f" (written by roadkit {code}, this is {self.code})" if code else ""
                 raise RecipeError(
-                    f"{self.path}, line {number} is no run of this version{code}: its fields must be "
+                    f"{self.path}, line {number} is no run of this version{told}: its fields must be "
                     f"{', '.join(sorted(FIELDS))}; --ledger names another file"
                 )
             rows.append(row | {"key": run_key(row["recipe"], row["seed"])})

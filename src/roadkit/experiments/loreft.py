@@ -79,15 +79,13 @@ def published(model: Any, recipe: Published) -> dict[tuple[str, Positions], Lore
     layers = [layer * depth // DEPTH for layer in recipe.layers] or range(depth)
     sites = dict.fromkeys(site(model, layer) for layer in layers)
 
-    def fresh() -> LoreftEdit:
-        return LoreftEdit(width, [recipe.rank]).to(model.device)
+    def fresh() -> dict[str, LoreftEdit]:
+        return {name: LoreftEdit(width, [recipe.rank]).to(model.device) for name in sites}
 
-    edits: dict[tuple[str, Positions], LoreftEdit] = {}
-    for end in (Positions(first=recipe.ends), Positions(last=recipe.ends)):
-        for name in sites:
-            first = edits.get((name, Positions(first=recipe.ends)))
-            edits[name, end] = first if first is not None and recipe.shared else fresh()
-    return edits
+    first = fresh()
+    last = first if recipe.shared else fresh()
+    ends = {Positions(first=recipe.ends): first, Positions(last=recipe.ends): last}
+    return {(name, end): edit for end, edits in ends.items() for name, edit in edits.items()}
 
 
 def answer(model: Any, tokenizer: Any, edits: Edits, prompts: Sequence[str], new_tokens: int) -> list[str]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
 from transformers import (
     AutoProcessor,
     CLIPVisionConfig,
@@ -37,6 +36,7 @@ from ..evaluate.multimodal import TASKS, score
 from ..train.data import Row
 from ..train.prepared import use_cpu
 from ..train.recipe import LoraOptions, Recipe
+from ..train.tokens import IGNORED
 from .jobs import Job, log, run_jobs
 from .ledger import Ledger
 from .methods import find, num_trainable
@@ -73,6 +73,11 @@ class Settings:
     epochs: int = 2
     new_tokens: int = 4
     arms: ClassVar = ("lora", "road_4", "road_1+lora")
+    batch_size: ClassVar = 4
+    gradient_accumulation: ClassVar = 1
+    learning_rate: ClassVar = 3e-3
+    group_size: ClassVar = 16
+    bf16: ClassVar = False
 
 
 @dataclass(frozen=True)
@@ -154,18 +159,16 @@ def _compute(settings: Settings | Real, data: Path | None, tasks: Sequence[str],
     if isinstance(settings, Real):
         assert data is not None, "run() asks for it"
         world: World = _Disk(settings, data)
-        name, options = settings.model, dataclasses.asdict(settings)
     else:
-        world, name = _Noise(settings, seed), settings.tokenizer
-        options = {"batch_size": 4, "learning_rate": 3e-3, "group_size": 16, "epochs": settings.epochs}
+        world = _Noise(settings, seed)
     method, lora = ARMS[arm]
-    target: dict[str, Any] = {"target_modules": ("language_model",), "group_size": options["group_size"], "lora": lora}
-    tuned = find(method).tune(world.model(), Recipe(model=name, data="pictures", output="", **target))
+    target: dict[str, Any] = {"target_modules": ("language_model",), "group_size": settings.group_size, "lora": lora}
+    tuned = find(method).tune(world.model(), Recipe(model="llava", data="pictures", output="", **target))
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=str(Path(folder)), num_train_epochs=options["epochs"], learning_rate=options["learning_rate"],
-            per_device_train_batch_size=options["batch_size"],
-            gradient_accumulation_steps=options.get("gradient_accumulation", 1), bf16=options.get("bf16", False),
+            output_dir=str(Path(folder)), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
+            per_device_train_batch_size=settings.batch_size,
+            gradient_accumulation_steps=settings.gradient_accumulation, bf16=settings.bf16,
             seed=seed, save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no",
             use_cpu=use_cpu(None), remove_unused_columns=False,
         )  # fmt: skip
@@ -212,14 +215,11 @@ class _Noise:
         model: Any = tiny_llava(self.settings, self.tokenizer)
         return model.to(models.best_device())
 
-    def train(self) -> list[dict[str, Tensor]]:
+    def train(self) -> list[dict[str, Any]]:
         draw = torch.Generator().manual_seed(self.seed)
         prompt, answer = self._prompt(), list(self.tokenizer(" yes", add_special_tokens=False)["input_ids"])
-        ids, labels = torch.tensor(prompt + answer), torch.tensor([-100] * len(prompt) + answer)
-        return [
-            {"input_ids": ids, "labels": labels, "pixel_values": torch.randn(3, SIDE, SIDE, generator=draw)}
-            for _ in range(self.settings.rows)
-        ]
+        row = {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
+        return [{**row, "pixel_values": torch.randn(3, SIDE, SIDE, generator=draw)} for _ in range(self.settings.rows)]
 
     @torch.no_grad()
     def answers(self, tuned: Any, task: str) -> tuple[Sequence[str], Sequence[Row]]:

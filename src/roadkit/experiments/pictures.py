@@ -10,7 +10,7 @@ the answer, where a benchmark has one), and `answer` or `answers`. The prompt is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import RecipeError
 from ..evaluate.files import find_rows
+from ..train.answers import pad_batch
 from ..train.data import Table
 from ..train.tokens import IGNORED
 
@@ -51,15 +52,15 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """input_ids and labels [tokens], the prompt's IGNORED; pixel_values [3, height, width]."""
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """input_ids and labels (a list each), the prompt's IGNORED; pixel_values [3, height, width]."""
         inputs = self._inputs([index])
         tokenizer = self.processor.tokenizer
         answer = tokenizer(f" {self.table.text(index, 'answer')}", add_special_tokens=False)["input_ids"]
-        ids, answer = inputs["input_ids"][0], torch.tensor([*answer, tokenizer.eos_token_id])
+        ids, answer = inputs["input_ids"][0].tolist(), [*answer, tokenizer.eos_token_id]
         return {
-            "input_ids": torch.cat([ids, answer]),
-            "labels": torch.cat([torch.full_like(ids, IGNORED), answer]),
+            "input_ids": ids + answer,
+            "labels": [IGNORED] * len(ids) + answer,
             "pixel_values": inputs["pixel_values"][0],
         }
 
@@ -86,19 +87,6 @@ class Pictures:
         return self.processor(images=images, text=prompts, padding=True, padding_side="left", return_tensors="pt")
 
 
-def collate(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Examples as one batch, padded on the right."""
-    width = max(len(row["input_ids"]) for row in rows)
-
-    def padded(name: str, value: int) -> Tensor:
-        return torch.stack(
-            [torch.nn.functional.pad(row[name], (0, width - len(row[name])), value=value) for row in rows]
-        )
-
-    mask = [torch.arange(width) < len(row["input_ids"]) for row in rows]
-    return {
-        "input_ids": padded("input_ids", 0),
-        "attention_mask": torch.stack(mask).long(),
-        "labels": padded("labels", IGNORED),
-        "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
-    }
+    return pad_batch(list(rows), 0) | {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}

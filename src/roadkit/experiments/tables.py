@@ -6,7 +6,8 @@ tables(ledger.rows())["glue"]      # Markdown, with the scale in words above eac
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from . import glue_tables, paper
 from .markdown import percent, spread, table, titled
@@ -14,7 +15,10 @@ from .measured import blocks
 from .scores import COMPARED, Row, group_scale, grouped, label_of, machine_of, size_of
 from .summary import summary
 
-RULES = ("answered", "strict")  # metrics of suites whose answers are words
+RULES: dict[str, Callable[[Mapping[str, Any]], float]] = {  # what suites whose answers are words measure besides
+    "with an answer word": lambda metrics: metrics["answered"],
+    "mean by LoReFT's rule": lambda metrics: statistics.fmean(metrics["strict"].values()),
+}
 
 
 def tables(rows: Sequence[Row]) -> dict[str, str]:
@@ -65,11 +69,11 @@ def _reasoning(rows: Sequence[Row]) -> list[str]:
     text = []
     for group in sorted(grouped(rows, "method", "learning_rate").values(), key=size_of, reverse=True):
         tasks = group[0]["recipe"]["tasks"]
+        rules = RULES if "strict" in group[0]["metrics"] else {}
         lines = []
         for own in grouped(group).values():
             scores = {task: [row["metrics"]["accuracy"][task] for row in own] for task in tasks}
             means = [statistics.fmean(row["metrics"]["accuracy"].values()) for row in own]
-            answered, strict = ([row["metrics"][name] for row in own if name in row["metrics"]] for name in RULES)
             lines.append(
                 [
                     _method(own[0]),
@@ -77,12 +81,10 @@ def _reasoning(rows: Sequence[Row]) -> list[str]:
                     f"{rate:g}" if (rate := own[0]["recipe"]["learning_rate"]) else "–",
                     *(spread(scores[task]) for task in tasks),
                     spread(means),
-                    *([spread(answered)] if answered else []),
-                    *([spread([statistics.fmean(tasks.values()) for tasks in strict])] if strict else []),
+                    *(spread([rule(row["metrics"]) for row in own]) for rule in rules.values()),
                 ]
             )
-        ruled = ["with an answer word", "mean by LoReFT's rule"] if "strict" in group[0]["metrics"] else []
-        header = ["method", "trainable", "learning rate", *tasks, "mean", *ruled]
+        header = ["method", "trainable", "learning rate", *tasks, "mean", *rules]
         text += titled(group_scale(group), table(header, lines))
     return text
 
