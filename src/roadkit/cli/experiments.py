@@ -152,6 +152,16 @@ def _suite(name: str, text: str) -> Any:
         epochs: int | None = epochs_option,
         bf16: bool | None = bf16_option,
         learning_rate: float | None = typer.Option(None, min=0, help="Of every method, in place of its own."),
+        rates: int | None = typer.Option(
+            None,
+            min=1,
+            max=4,
+            help="Choose each method's learning rate, of so many around its own, in short runs first.",
+        ),
+        search_rows: int | None = typer.Option(None, min=1, help="Training rows of these runs, by default 500."),
+        held_out: int | None = typer.Option(
+            None, min=1, help="Training rows of each task that score them, and no run is shown; by default 75."
+        ),
         every_epoch: bool | None = typer.Option(
             None, "--every-epoch/--last-epoch", help="Score after each epoch and report the best; at full scale usual."
         ),
@@ -167,6 +177,10 @@ def _suite(name: str, text: str) -> Any:
             scale, reasoning.SETTINGS[name], model=model, rows=rows, questions=questions, epochs=epochs,
             new_tokens=new_tokens, bf16=bf16,
         )  # fmt: skip
+        given = {"rates": rates, "rows": search_rows, "held_out": held_out}
+        given = {field: value for field, value in given.items() if value is not None}
+        if given and rates is None:
+            raise RoadkitError("--search-rows and --held-out are for a search of learning rates: --rates 3 makes one")
         found = Ledger(ledger)
         left = reasoning.run(
             name,
@@ -176,6 +190,7 @@ def _suite(name: str, text: str) -> Any:
             methods=_list(methods, reasoning.METHODS_RUN),
             tasks=_list(tasks, ()),
             learning_rate=learning_rate,
+            search=reasoning.Search(**given) if given else None,
             seeds=range(seed, seed + (seeds or SEEDS[scale])),
             every_epoch=scale == "full" if every_epoch is None else every_epoch,
             budget=budget,
