@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from roadkit.cli import app
-from roadkit.errors import RecipeError
+from roadkit.errors import RecipeError, RoadkitError
 from roadkit.experiments import efficiency, reasoning
 from roadkit.experiments.ledger import Ledger
 
@@ -36,6 +36,16 @@ def test_suites_take_several_seeds(llama, data, path, suite, task):
     assert [(row["recipe"]["method"], row["seed"]) for row in Ledger(path).rows()] == [
         ("base", 1), ("full", 1), ("base", 2), ("full", 2),
     ]  # fmt: skip
+
+
+def test_a_search_is_asked_for_by_its_rates(path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(reasoning, "run", lambda *_, **options: asked.append(options["search"]) or 0)
+    for words in ((), ("--rates", 2), ("--rates", 4, "--search-rows", 7, "--held-out", 5)):
+        reproduce("arithmetic", "--ledger", path, *words)
+    assert asked == [None, reasoning.Search(rates=2), reasoning.Search(4, 7, 5)]
+    with pytest.raises(RoadkitError, match="--rates 3 makes one"):
+        reproduce("arithmetic", "--ledger", path, "--held-out", 5)
 
 
 def test_a_scales_settings_hold_where_no_option_says_otherwise(path, monkeypatch):

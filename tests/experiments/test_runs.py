@@ -24,7 +24,7 @@ from roadkit.experiments.encoders import FULL, EncoderData, with_pooler
 from roadkit.experiments.jobs import Job, run_jobs
 from roadkit.experiments.ledger import Ledger
 from roadkit.experiments.quality import quality
-from roadkit.experiments.scores import chosen_runs, glue_groups
+from roadkit.experiments.scores import chosen_runs, glue_groups, is_search, suite_choices
 from roadkit.experiments.tables import tables
 from roadkit.train.data import Table
 from roadkit.train.prepared import use_cpu
@@ -166,6 +166,55 @@ def test_runs_at_another_learning_rate_are_told_apart(decoder, data, ledger):
     lines = tables(ledger.rows())["commonsense"].splitlines()[4:7]
     assert [line.split(" | ")[0:3:2] for line in lines] == [["| base", "–"], ["| RoAd1", "0.003"], ["| RoAd1", "0.001"]]
     assert [(row["method"], row["seeds"]) for row in quality(ledger.rows())] == [("base", 1), ("road_1", 1)]
+
+
+def test_a_search_chooses_each_methods_learning_rate_before_its_runs(decoder, data, ledger):
+    search = reasoning.Search(rates=2, rows=4, held_out=1)
+    options = {"data": data, "tasks": ["boolq"], "search": search}
+    methods = ["base", "road_1", "lora"]
+    reasoning.run("commonsense", decoder, ledger, methods=methods, seeds=(0, 1), **options)
+    tried, runs = ([row["recipe"] for row in ledger.rows() if is_search(row) == wanted] for wanted in (True, False))
+    assert [(recipe["method"], recipe["learning_rate"]) for recipe in tried] == [
+        ("road_1", 3e-3), ("lora", 5e-4), ("road_1", 1e-3), ("lora", 1.7e-4),
+    ]  # fmt: skip
+    assert {(recipe["rows"], recipe["questions"]) for recipe in tried} == {(4, 1)}
+    rates = suite_choices([row for row in ledger.rows() if is_search(row)])
+    assert [recipe["method"] for recipe in runs] == 2 * methods
+    assert [recipe["learning_rate"] for recipe in runs] == 2 * [0.0, rates["road_1"], rates["lora"]]
+    reasoning.run("commonsense", decoder, ledger, methods=methods, seeds=(0, 1), **options)
+    assert len(ledger.rows()) == len(tried) + len(runs)
+    with pytest.raises(RecipeError, match=r"a search chooses .* 0\.001 was given"):
+        reasoning.run("commonsense", decoder, ledger, learning_rate=1e-3, **options)
+
+
+def test_the_best_rate_on_held_out_rows_is_run_and_an_unfinished_search_waits(decoder, data, ledger, monkeypatch):
+    search = reasoning.Search(rates=3, rows=4, held_out=1)
+    for method, rate, score in (
+        ("road_1", 3e-3, 0.4),
+        ("road_1", 1e-3, 0.7),
+        ("road_1", 9e-3, 0.5),
+        ("lora", 5e-4, 0.9),
+    ):
+        recipe = search.recipe("commonsense", decoder, method, rate)
+        ledger.append(recipe, seed=0, metrics={"validation": score}, seconds=1)
+    options = {"data": data, "search": search}
+    left = reasoning.run("commonsense", decoder, ledger, methods=["road_1", "lora"], budget=0, **options)
+    assert left == 1 + 2  # RoAd1's run, and two rates of LoRA, whose own run is not known yet
+    monkeypatch.setattr(reasoning, "_compute", lambda *_: {})
+    reasoning.run("commonsense", decoder, ledger, methods=["road_1"], **options)
+    assert ledger.rows()[-1]["recipe"]["learning_rate"] == 1e-3
+
+
+def test_held_out_rows_are_none_of_a_search_runs_own(decoder, data):
+    suite = reasoning.SUITES["commonsense"]
+    table, asked = reasoning.held_out_rows(suite, data, dataclasses.replace(decoder, rows=12, questions=4))
+    assert set(asked) == set(suite.trained) and all(len(rows) == 4 for rows in asked.values())
+    assert len(table) == 12
+    for i, rows in enumerate(asked.values()):  # eight of each task in all
+        own = [row["instruction"] for row in table.rows[3 * i : 3 * i + 3]]
+        assert not set(own) & {row["instruction"] for row in rows}
+    with pytest.raises(RecipeError, match="has 8 rows, 8 are to be held out"):
+        reasoning.held_out_rows(suite, data, dataclasses.replace(decoder, rows=12, questions=8))
 
 
 def test_another_tasks_answer_word_is_counted_apart_from_none():

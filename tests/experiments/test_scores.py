@@ -173,6 +173,39 @@ def test_figure_1_averages_the_tasks_of_each_suite_and_is_drawn(tmp_path):
     assert (tmp_path / "figure1.png").read_bytes().startswith(b"\x89PNG")
 
 
+def suite_row(method, rate, score, part="", **changes):
+    row = reasoning_row(
+        f"arithmetic{part}", method, {"svamp": score}, 9, learning_rate=rate, tasks=["svamp"], **changes
+    )
+    return row | {"metrics": row["metrics"] | {"validation": score}}
+
+
+def test_a_suites_search_decides_which_rate_counts_where_it_ran():
+    runs = [suite_row("road_1", 3e-3, 0.6), suite_row("road_1", 1e-3, 0.5), suite_row("lora", 5e-4, 0.4)]
+    search = [
+        suite_row("road_1", 3e-3, 0.1, "_search", rows=4, questions=7),
+        suite_row("road_1", 1e-3, 0.2, "_search", rows=4, questions=7),
+        suite_row("lora", 1.5e-3, 0.9, "_search", rows=4, questions=7),  # did not run
+    ]
+    other = [
+        suite_row("road_1", 3e-3, 0.9, "_search", rows=2, questions=7),  # a smaller search
+        suite_row("road_1", 3e-3, 0.9, "_search", rows=6, questions=7, model="another"),
+    ]
+
+    def counted(rows):
+        return {row["method"]: row["score"] for row in quality(rows)}
+
+    assert counted(runs) == {"road_1": 0.6, "lora": 0.4}  # the first that ran
+    assert counted([*runs, *other, *search]) == {"road_1": 0.5, "lora": 0.4}
+    found = tables([*runs, *other, *search])
+    cells = [line.split(" | ") for line in found["arithmetic"].splitlines() if line.startswith("| ")][2:]
+    assert [row[2] for row in cells] == ["0.003", "0.001†", "0.0005"]
+    assert "† the learning rate that the search chose*" in found["arithmetic"]
+    assert found["arithmetic_search"].count("held out of the training rows") == 3
+    assert "| RoAd1 | 9 | 0.001† | 20.0 | 20.0 |" in found["arithmetic_search"]
+    assert "†" not in tables(runs)["arithmetic"]
+
+
 def test_figure_1_without_rows_or_shared_tasks_is_nothing(tmp_path):
     assert quality([]) == []
     assert quality([glue_row(), glue_row("lora", task="cola")]) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from roadkit.experiments import decoders, encoders
+from roadkit.experiments import decoders, encoders, reasoning
 from roadkit.experiments.glue import recipe_of, searching
 from roadkit.experiments.summary import summary
 
@@ -41,6 +41,19 @@ def test_a_suite_says_its_questions_and_leaves_out_what_is_usual():
     text = "\n".join(summary([row(recipe, accuracy=dict.fromkeys(tasks, 0.25), trainable=0)]))
     assert "`roadkit reproduce arithmetic --questions 60 --tasks mawps,svamp --methods base`" in text
     assert "| base | – | 25.0 | 0 |" in text
+
+
+def test_a_suites_search_is_in_its_command():
+    settings, search = decoders.Settings(new_tokens=128), reasoning.Search(rates=2, rows=100, held_out=20)
+    tasks = list(reasoning.SUITES["arithmetic"].tasks)
+    recipe = {"experiment": "arithmetic", **dataclasses.asdict(settings), "tasks": tasks, "method": "road_1"}
+    found = [row(recipe | {"learning_rate": 1e-3}, accuracy=dict.fromkeys(tasks, 0.5), trainable=9)]
+    found += [
+        row(search.recipe("arithmetic", settings, "road_1", rate), accuracy={"gsm8k": 0.5}, validation=0.5, trainable=9)
+        for rate in search.tried("road_1")
+    ]
+    words = "--methods road_1 --rates 2 --search-rows 100 --held-out 20`"
+    assert words in "\n".join(summary(found)) and "--rates" not in "\n".join(summary(found[:1]))
 
 
 def test_the_full_scale_and_presets_have_options_of_their_own():

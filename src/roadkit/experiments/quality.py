@@ -12,10 +12,22 @@ from typing import Any
 
 from ..analysis.figures import COLOURS
 from .methods import METHODS
-from .scores import Row, by_seed, chosen_runs, glue_groups, group_scale, grouped, label_of, mean_by_seed, size_of
+from .reasoning import SEARCH
+from .scores import (
+    Row,
+    by_seed,
+    chosen_runs,
+    glue_groups,
+    group_scale,
+    label_of,
+    mean_by_seed,
+    size_of,
+    suite_groups,
+    suite_rates,
+)  # fmt: skip
 
-EXPERIMENTS = ("glue", "commonsense", "arithmetic")
 TITLES = {"glue": "GLUE", "commonsense": "commonsense", "arithmetic": "arithmetic"}
+EXPERIMENTS = tuple(name + part for name in TITLES for part in ("", SEARCH))
 MARKERS = "osD^vPX*<>phd8H1234"  # no two methods share one: readable without colours too
 DASHES = {"base": "--", "head": ":"}  # methods without parameters
 
@@ -23,12 +35,9 @@ DASHES = {"base": "--", "head": ":"}  # methods without parameters
 def panels(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:
     """Experiment, its rows at the largest scale, and those that chose their learning rates; for each that has rows."""
     found = []
-    for name in EXPERIMENTS:
-        own = [row for row in rows if row["recipe"].get("experiment") == name]
-        groups = (
-            glue_groups(own) if name == "glue" else [(g, g) for g in grouped(own, "method", "learning_rate").values()]
-        )
-        if groups:
+    for name in TITLES:
+        own = [row for row in rows if row["recipe"].get("experiment") in (name, name + SEARCH)]
+        if groups := glue_groups(own) if name == "glue" else suite_groups(own):
             found.append((name, *max(groups, key=lambda pair: size_of(pair[0]))))
     return found
 
@@ -40,7 +49,7 @@ def quality(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """
     data = []
     for name, group, search in panels(rows):
-        scores = _glue(group, search) if name == "glue" else _reasoning(group)
+        scores = _glue(group, search) if name == "glue" else _reasoning(group, search)
         scores = {method: found for method, found in scores.items() if any(found.values())}
         tasks = [task for task in _tasks(scores) if all(found.get(task) for found in scores.values())]
         scale = group_scale(group)
@@ -119,16 +128,14 @@ def _glue(group: Sequence[Row], search: Sequence[Row]) -> Scores:
     }
 
 
-def _reasoning(group: Sequence[Row]) -> Scores:
-    """Of a method that ran with several learning rates, the runs with the first."""
+def _reasoning(group: Sequence[Row], search: Sequence[Row]) -> Scores:
+    """Of a method that ran with several learning rates, the runs with the one that counts."""
     scores: Scores = {}
-    rates: dict[str, float] = {}
+    rates = suite_rates(group, search)
     for row in group:
-        rate = row["recipe"]["learning_rate"]
-        if rates.setdefault(row["recipe"]["method"], rate) != rate:
-            continue
-        for task, accuracy in row["metrics"]["accuracy"].items():
-            scores.setdefault(row["recipe"]["method"], {}).setdefault(task, {})[row["seed"]] = accuracy
+        if row["recipe"]["learning_rate"] == rates[row["recipe"]["method"]]:
+            for task, accuracy in row["metrics"]["accuracy"].items():
+                scores.setdefault(row["recipe"]["method"], {}).setdefault(task, {})[row["seed"]] = accuracy
     return scores
 
 

@@ -37,6 +37,7 @@ SETTINGS = {  # suite → scale → what its runs share (table C.5)
 }
 
 
+SEARCH = "_search"  # ends the name of the experiment in the ledger
 TRIED = (1, 1 / 3, 3, 1 / 9)  # a search's learning rates, in a method's own
 
 
@@ -58,7 +59,7 @@ class Search:
 
     def recipe(self, suite: str, settings: Settings, method: str, learning_rate: float) -> dict[str, Any]:
         """What identifies one of its runs in the ledger."""
-        return _recipe(f"{suite}_search", self.shorter(settings), SUITES[suite].trained, method, learning_rate)
+        return _recipe(suite + SEARCH, self.shorter(settings), SUITES[suite].trained, method, learning_rate)
 
     def shorter(self, settings: Settings) -> Settings:
         """The settings of its runs."""

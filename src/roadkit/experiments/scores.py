@@ -17,9 +17,11 @@ from . import decoders, multimodal
 from .glue import best
 from .ledger import given
 from .methods import KNOWN
+from .reasoning import SEARCH
 
 Row = Mapping[str, Any]
 GLUE_RUN = ("task", "method", "learning_rate")  # what tells apart the runs of one scale
+SUITE_RUN = ("method", "learning_rate")
 RESAMPLES = 10_000
 COMPARED = ("road_1", "lora")  # wherever two methods stand for all
 LABELS = decoders.LABELS | multimodal.LABELS | {name: method.label for name, method in KNOWN.items()}
@@ -98,6 +100,44 @@ def glue_groups(rows: Iterable[Row]) -> list[tuple[list[Row], list[Row]]]:
         if search != key and all(row["seed"] == 0 for row in groups.get(search, ()))
     }
     return [(group, groups.get(searches[key], [])) for key, group in groups.items() if key not in only]
+
+
+def suite_groups(rows: Sequence[Row]) -> list[tuple[list[Row], list[Row]]]:
+    """The runs of each scale of a suite of `reasoning`, and those that chose their learning rates: the largest search that
+    differs in its rows and questions alone."""
+    apart = (*SUITE_RUN, "experiment", "rows", "questions", "tasks", "every_epoch")
+    short, runs = (
+        list(grouped((row for row in rows if is_search(row) == wanted), *SUITE_RUN).values())
+        for wanted in (True, False)
+    )
+
+    def search_of(group: Sequence[Row]) -> list[Row]:
+        wanted = _key(group[0]["recipe"], *apart)
+        return max((found for found in short if _key(found[0]["recipe"], *apart) == wanted), key=size_of, default=[])
+
+    return [(group, search_of(group)) for group in runs]
+
+
+def suite_choices(search: Sequence[Row]) -> dict[str, float]:
+    """Method → the learning rate that its search chose."""
+    tried: dict[str, list[Row]] = {}
+    for row in search:
+        tried.setdefault(row["recipe"]["method"], []).append(row)
+    return {method: best(rows)["recipe"]["learning_rate"] for method, rows in tried.items()}
+
+
+def suite_rates(group: Sequence[Row], search: Sequence[Row]) -> dict[str, float]:
+    """Method → the learning rate that counts: the search's choice where it has run, else the first that ran."""
+    ran: dict[str, list[float]] = {}
+    for row in group:
+        ran.setdefault(row["recipe"]["method"], []).append(row["recipe"]["learning_rate"])
+    chosen = suite_choices(search)
+    return {method: chosen[method] if chosen.get(method) in rates else rates[0] for method, rates in ran.items()}
+
+
+def is_search(row: Row) -> bool:
+    """Whether it only helped to choose a suite's learning rate."""
+    return row["recipe"].get("experiment", "").endswith(SEARCH)
 
 
 def size_of(group: Sequence[Row]) -> tuple[float, int]:

@@ -5,6 +5,7 @@ summary(ledger.rows())      # Markdown lines
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from . import encoders, glue, paper, reasoning
@@ -66,11 +67,20 @@ def command_of(group: Sequence[Row], search: Sequence[Row]) -> str:
         words += ["--grid"] if grid and scale == "small" else []
         words += ["--no-grid"] if not (grid or preset) and scale == "full" else []
     else:
+        words += _searched(search)
         words += ["--last-epoch"] if scale == "full" and not recipe.get("every_epoch") else []
         words += ["--every-epoch"] if scale == "small" and recipe.get("every_epoch") else []
         words += [f"--seed {seeds[0]}"] if seeds[0] else []
     words += [f"--seeds {len(seeds)}"] if len(seeds) > 1 or scale == "full" else []
     return " ".join(words)
+
+
+def _searched(search: Sequence[Row]) -> list[str]:
+    """The options of a suite's search."""
+    if not search:
+        return []
+    recipe, tried = search[0]["recipe"], Counter(row["recipe"]["method"] for row in search)
+    return [f"--rates {min(tried.values())}", f"--search-rows {recipe['rows']}", f"--held-out {recipe['questions']}"]
 
 
 def _rates(group: Sequence[Row], search: Sequence[Row]) -> int:

@@ -12,9 +12,22 @@ from typing import Any
 from . import glue_tables, paper
 from .markdown import percent, spread, table, titled
 from .measured import blocks
-from .scores import COMPARED, Row, group_scale, grouped, label_of, machine_of, size_of
+from .reasoning import SEARCH, SUITES
+from .scores import (
+    COMPARED,
+    SUITE_RUN,
+    Row,
+    group_scale,
+    grouped,
+    label_of,
+    machine_of,
+    size_of,
+    suite_choices,
+    suite_groups,
+)  # fmt: skip
 from .summary import summary
 
+CHOSEN = "†"  # marks a learning rate
 RULES: dict[str, Callable[[Mapping[str, Any]], float]] = {  # what suites whose answers are words measure besides
     "with an answer word": lambda metrics: metrics["answered"],
     "mean by LoReFT's rule": lambda metrics: statistics.fmean(metrics["strict"].values()),
@@ -67,26 +80,40 @@ def _pilot2(rows: Sequence[Row]) -> list[str]:
 
 def _reasoning(rows: Sequence[Row]) -> list[str]:
     text = []
-    for group in sorted(grouped(rows, "method", "learning_rate").values(), key=size_of, reverse=True):
-        tasks = group[0]["recipe"]["tasks"]
-        rules = RULES if "strict" in group[0]["metrics"] else {}
-        lines = []
-        for own in grouped(group).values():
-            scores = {task: [row["metrics"]["accuracy"][task] for row in own] for task in tasks}
-            means = [statistics.fmean(row["metrics"]["accuracy"].values()) for row in own]
-            lines.append(
-                [
-                    _method(own[0]),
-                    f"{own[0]['metrics']['trainable']:,}",
-                    f"{rate:g}" if (rate := own[0]["recipe"]["learning_rate"]) else "–",
-                    *(spread(scores[task]) for task in tasks),
-                    spread(means),
-                    *(spread([rule(row["metrics"]) for row in own]) for rule in rules.values()),
-                ]
-            )
-        header = ["method", "trainable", "learning rate", *tasks, "mean", *rules]
-        text += titled(group_scale(group), table(header, lines))
+    for group, search in sorted(suite_groups(rows), key=lambda pair: size_of(pair[0]), reverse=True):
+        title = group_scale(group) + (f", {CHOSEN} the learning rate that the search chose" if search else "")
+        text += titled(title, _suite_table(group, suite_choices(search)))
     return text
+
+
+def _searched(rows: Sequence[Row]) -> list[str]:
+    text = []
+    for group in grouped(rows, *SUITE_RUN).values():
+        title = f"{group_scale(group)}, held out of the training rows; {CHOSEN} the best learning rate"
+        text += titled(title, _suite_table(group, suite_choices(group)))
+    return text
+
+
+def _suite_table(group: Sequence[Row], chosen: Mapping[str, float]) -> list[str]:
+    """A line for each method and learning rate, the chosen ones marked."""
+    tasks = group[0]["recipe"]["tasks"]
+    rules = RULES if "strict" in group[0]["metrics"] else {}
+    lines = []
+    for own in grouped(group).values():
+        method, rate = own[0]["recipe"]["method"], own[0]["recipe"]["learning_rate"]
+        scores = {task: [row["metrics"]["accuracy"][task] for row in own] for task in tasks}
+        means = [statistics.fmean(row["metrics"]["accuracy"].values()) for row in own]
+        lines.append(
+            [
+                label_of(method),
+                f"{own[0]['metrics']['trainable']:,}",
+                f"{rate:g}{CHOSEN if chosen.get(method) == rate else ''}" if rate else "–",
+                *(spread(scores[task]) for task in tasks),
+                spread(means),
+                *(spread([rule(row["metrics"]) for row in own]) for rule in rules.values()),
+            ]
+        )
+    return table(["method", "trainable", "learning rate", *tasks, "mean", *rules], lines)
 
 
 def _instruct(rows: Sequence[Row]) -> list[str]:
@@ -166,8 +193,8 @@ def _share(part: int, whole: int) -> tuple[str, str]:
 
 def _of(rows: Sequence[Row], name: str) -> list[Row]:
     """The rows that a table is made of."""
-    experiment = "glue" if name == "glue_recipes" else name
-    return [row for row in rows if row["recipe"].get("experiment") == experiment]
+    own = {"glue_recipes": ("glue",)} | {suite: (suite, suite + SEARCH) for suite in SUITES}
+    return [row for row in rows if row["recipe"].get("experiment") in own.get(name, (name,))]
 
 
 TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
@@ -176,8 +203,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "glue": glue_tables.methods_table,
     "glue_recipes": glue_tables.recipes_table,
     "glue_together": glue_tables.together_table,
-    "commonsense": _reasoning,
-    "arithmetic": _reasoning,
+    **dict.fromkeys(SUITES, _reasoning),
+    **dict.fromkeys((suite + SEARCH for suite in SUITES), _searched),
     "instruct": _instruct,
     "multimodal": _multimodal,
     "efficiency": _efficiency,
