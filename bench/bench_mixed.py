@@ -62,21 +62,33 @@ def engine_rate(engine: Engine, asked: list[Request]) -> float:
     return sum(request.max_tokens for request in asked) / (time.perf_counter() - start)
 
 
+PEFT_CONFIGS = {
+    "road": lambda: RoadConfig(variant="road_1", target_modules="all-linear", init_weights=False),
+    "lora": lambda: LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False),
+}
+
+
 def peft_sides(model, tokens: int = PEER_TOKENS) -> dict:
     """PEFT's own mixed batches of eight adapters (`adapter_names`), RoAd and LoRA r=8, and the base's `generate`."""
-    names = [f"a{i}" for i in range(8)]
     sides = {"transformers generate_8": lambda: peft_rate(model, 8, tokens)}
-    configs = {
-        "road": lambda: RoadConfig(variant="road_1", target_modules="all-linear", init_weights=False),
-        "lora": lambda: LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False),
-    }
-    for kind, config in configs.items():
-        tuned = get_peft_model(models.load_causal("smollm2", device=DEVICE), config(), adapter_name=names[0])
-        for name in names[1:]:
-            tuned.add_adapter(name, config())
-        tuned.eval()
-        sides[f"peft {kind} mixed_8"] = lambda tuned=tuned: peft_rate(tuned, 8, tokens, adapter_names=names)
+    for kind in PEFT_CONFIGS:
+        tuned = peft_tuned(kind, 8)
+        sides[f"peft {kind} mixed_8"] = lambda tuned=tuned: peft_mixed_rate(tuned, 8, tokens)
     return sides
+
+
+def peft_tuned(kind: str, count: int):
+    """smollm2 with `count` random adapters a0, a1, … of a kind."""
+    config = PEFT_CONFIGS[kind]
+    tuned = get_peft_model(models.load_causal("smollm2", device=DEVICE), config(), adapter_name="a0")
+    for i in range(1, count):
+        tuned.add_adapter(f"a{i}", config())
+    return tuned.eval()
+
+
+def peft_mixed_rate(tuned, count: int, tokens: int = PEER_TOKENS) -> float:
+    """Tokens per second of `count` prompts, each with its own adapter."""
+    return peft_rate(tuned, count, tokens, adapter_names=[f"a{i}" for i in range(count)])
 
 
 def peft_rate(model, count: int, tokens: int = PEER_TOKENS, **options) -> float:

@@ -21,9 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ENGINES = ("plain", "road", "lora")
+SLOTS = {"road": 32, "lora": 8}  # adapters at once
 PROMPT = "Once upon a time there was a"
 # name of a measurement → engine, requests in the batch, which adapters they carry
 MEASURED = {
@@ -120,12 +122,23 @@ def run(
 
 
 class Worker:
-    """One vLLM engine in a process of its own, which measures when told to."""
+    """One vLLM engine in a process of its own, which measures when told to. slots: adapters at once."""
 
-    def __init__(self, engine: str, model: str, folder: str, *, dtype: str, tokens: int, group_size: int, eager: bool):
+    def __init__(
+        self,
+        engine: str,
+        model: str,
+        folder: str,
+        *,
+        tokens: int,
+        dtype: str = "float32",
+        group_size: int = 64,
+        eager: bool = False,
+        slots: int | None = None,
+    ):
         self.cache = tempfile.mkdtemp(prefix=f"{engine}-cache-", dir=folder)
         caches = {"VLLM_CACHE_ROOT": self.cache, "TORCHINDUCTOR_CACHE_DIR": os.path.join(self.cache, "inductor")}
-        settings = json.dumps([engine, model, folder, dtype, tokens, group_size, eager])
+        settings = json.dumps([engine, model, folder, dtype, tokens, group_size, eager, slots or SLOTS.get(engine)])
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", settings],
             stdin=subprocess.PIPE,
@@ -135,10 +148,10 @@ class Worker:
         )
         self.start_s = self._answer()
 
-    def measure(self, requests: int, adapters: str | None) -> float:
-        """Tokens per second of one batch."""
+    def measure(self, requests: int, adapters: str | None, prompts: Sequence[str] = ()) -> float:
+        """Tokens per second of one batch, of `PROMPT` or of prompts of one's own."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([requests, adapters]) + "\n")
+        self.process.stdin.write(json.dumps([requests, adapters, prompts]) + "\n")
         self.process.stdin.flush()
         return self._answer()
 
@@ -186,7 +199,9 @@ def _serve_llama(tokens: int) -> None:
         print(f"BENCH {written / (time.perf_counter() - begin)}", flush=True)
 
 
-def _serve(engine: str, model: str, folder: str, dtype: str, tokens: int, group_size: int, eager: bool) -> None:
+def _serve(
+    engine: str, model: str, folder: str, dtype: str, tokens: int, group_size: int, eager: bool, slots: int | None
+) -> None:
     if engine == "llama.cpp":
         return _serve_llama(tokens)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -196,11 +211,11 @@ def _serve(engine: str, model: str, folder: str, dtype: str, tokens: int, group_
     if engine == "road":
         options = {
             "enable_lora": True,
-            "max_loras": 32,
+            "max_loras": slots,
             "additional_config": {"roadkit": {"group_sizes": [group_size]}},
         }
     elif engine == "lora":
-        options = {"enable_lora": True, "max_loras": 8, "max_lora_rank": 8, "max_cpu_loras": 16}
+        options = {"enable_lora": True, "max_loras": slots, "max_lora_rank": 8, "max_cpu_loras": 2 * (slots or 0)}
     begin = time.perf_counter()
     from vllm.lora.request import LoRARequest
 
@@ -210,20 +225,22 @@ def _serve(engine: str, model: str, folder: str, dtype: str, tokens: int, group_
         from roadkit.vllm_plugin import register
 
         register()  # the entry point does this where roadkit is installed; here also where it is only on the path
-    llm = LLM(model=model, dtype=dtype, max_model_len=512, max_num_seqs=32, enforce_eager=eager, **options)
+    llm = LLM(
+        model=model, dtype=dtype, max_model_len=512, max_num_seqs=max(32, slots or 0), enforce_eager=eager, **options
+    )
     print(f"BENCH {time.perf_counter() - begin}", flush=True)
     sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
-    adapters = [LoRARequest(f"{engine}{i}", i + 1, os.path.join(folder, f"{engine}{i}")) for i in range(32)]
+    adapters = [LoRARequest(f"{engine}{i}", i + 1, os.path.join(folder, f"{engine}{i}")) for i in range(64)]
     for line in sys.stdin:
-        count, carried = json.loads(line)
+        count, carried, prompts = json.loads(line)
         requests = {None: None, "one": [adapters[0]] * count, "distinct": adapters[:count]}[carried]
         begin = time.perf_counter()
-        llm.generate([PROMPT] * count, sampling, use_tqdm=False, lora_request=requests)
+        llm.generate(prompts or [PROMPT] * count, sampling, use_tqdm=False, lora_request=requests)
         print(f"BENCH {count * tokens / (time.perf_counter() - begin)}", flush=True)
 
 
-def write_adapters(model: str, folder: Path, group_size: int) -> None:
-    """32 RoAd and 8 LoRA (rank 8) adapters of small random angles and factors, on every linear layer."""
+def write_adapters(model: str, folder: Path, group_size: int, *, roads: int = 32, loras: int = 8) -> None:
+    """RoAd and LoRA (rank 8) adapters of small random angles and factors, on every linear layer."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -234,13 +251,13 @@ def write_adapters(model: str, folder: Path, group_size: int) -> None:
     with torch.device("meta"):
         layers = linear_layers(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)))
     torch.manual_seed(0)
-    for i in range(32):
+    for i in range(roads):
         drawn = {
             name: (torch.randn(layer.out_features // 2) * 0.02, torch.ones(layer.out_features // 2))
             for name, layer in layers.items()
         }
         Adapter.from_parameters(drawn, variant="road_1", group_size=group_size).save(folder / f"road{i}")
-    for i in range(8):
+    for i in range(loras):
         tensors = {}
         for name, layer in layers.items():
             tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(8, layer.in_features) * 0.01

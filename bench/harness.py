@@ -34,13 +34,13 @@ def measure(sides: Mapping[str, Callable[[], object]], *, rounds: int, repeat: i
     return {name: summary(values) for name, values in seconds.items()}
 
 
-def turns(sides: dict[str, Callable[[], float]], *, rounds: int) -> dict[str, list[float]]:
-    """What each side returns (tokens per second, say), in turn, round after round; a first round warms up."""
+def turns(sides: dict[str, Callable[[], float]], *, rounds: int, warm: bool = True) -> dict[str, list[float]]:
+    """What each side returns (tokens per second, say), in turn, round after round; where `warm`, a first round warms up."""
     values: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(rounds + 1):
+    for i in range(rounds + warm):
         for name, side in sides.items():
             value = side()
-            if i:
+            if i >= warm:
                 values[name].append(value)
     return values
 

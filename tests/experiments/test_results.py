@@ -87,14 +87,19 @@ def test_figure_4_is_drawn_from_its_benchmark(tmp_path):
     from roadkit.experiments.figures import draw
 
     rates = {"median": 2.0, "min": 1.0, "max": 3.0, "values": [1.0, 2.0, 3.0]}
-    halves = {"left": {"merged": rates, "lora rank 4": rates}, "right": {"peft lora, 32 tokens": rates}}
+    panels = {
+        "left": {"merged": rates, "lora rank 4": rates},
+        "middle": {"peft lora, 32 tokens": rates},
+        "right": {"vllm lora, 64 requests": rates},
+    }
     machine = {"cpus": 2, "architecture": "x86_64", "accelerator": None}
     recipe = {"experiment": "efficiency", "bench": "figure4"}
-    row = {"recipe": recipe, "seed": 0, "machine": machine, "metrics": {"tokens_per_second": halves}}
+    row = {"recipe": recipe, "seed": 0, "machine": machine, "metrics": {"tokens_per_second": panels}}
     assert [path.name for path in draw([row], tmp_path)] == ["figure4.csv", "figure4.png"]
     _, *lines = (tmp_path / "figure4.csv").read_text().splitlines()
     ends = [line.split("no GPU")[1].lstrip('"') for line in lines]
-    assert ends == [",left,merged,,2.0,1.0,3.0", ",left,lora,4,2.0,1.0,3.0", ",right,peft lora,32,2.0,1.0,3.0"]
+    places = [",rank,merged,", ",rank,lora,4", ",tokens,peft lora,32", ",requests,vllm lora,64"]
+    assert ends == [f"{place},2.0,1.0,3.0" for place in places]
 
 
 def test_the_committed_page_and_figures_agree_with_the_committed_ledger(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,42 +88,54 @@ def _glue(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+_PLACED = re.compile(r"(?P<side>.+?)(?:,? rank (?P<rank>\d+)|, (?P<tokens>\d+) tokens|, (?P<requests>\d+) requests)?")
+OVER = {  # what figure 4 is drawn over → its panel's title
+    "rank": "one request",
+    "tokens": "eight requests, each its own adapter",
+    "requests": "16 tokens a request, each its own adapter",
+}
+
+
 def _figure4(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The newest run of bench figure4: "lora rank 8" and "peft lora, 32 tokens" become a side and a place."""
     measured = [row for row in rows if row["recipe"]["bench"] == "figure4"][-1:]
     data = []
     for row in measured:
         scale = f"smollm2, {machine_of(row)}"
-        for half, sides in row["metrics"]["tokens_per_second"].items():
+        for sides in row["metrics"]["tokens_per_second"].values():
             for name, rates in sides.items():
-                side, _, place = name.partition(" rank " if half == "left" else ", ")
-                at = int(place.split()[0]) if place else ""
+                found = _PLACED.fullmatch(name)
+                assert found is not None  # any name is a side at least
+                over, at = next(((unit, int(found[unit])) for unit in OVER if found[unit]), ("rank", ""))
                 numbers = {key: round(rates[key], 3) for key in ("median", "min", "max")}
-                data.append({"scale": scale, "half": half, "side": side, "at": at, **numbers})
+                data.append({"scale": scale, "over": over, "side": found["side"], "at": at, **numbers})
     return data
 
 
 def _plot_figure4(figure: Any, data: Sequence[Row]) -> None:
-    """Left: LoRA kept apart over its rank, one request; right: eight adapters over the tokens generated."""
-    left, right = figure.subplots(1, 2)
-    for axes, half in ((left, "left"), (right, "right")):
-        own = [row for row in data if row["half"] == half]
-        for k, side in enumerate(dict.fromkeys(row["side"] for row in own)):
-            rows = [row for row in own if row["side"] == side]
-            style = {"color": COLOURS[k], "linestyle": STYLES[k % len(STYLES)]}
+    """Left: LoRA kept apart over its rank; then different adapters over the tokens generated, and over their number."""
+    units = [unit for unit in OVER if any(row["over"] == unit for row in data)]
+    looks = {side: k for k, side in enumerate(dict.fromkeys(row["side"] for row in data))}
+    for axes, unit in zip(figure.subplots(1, len(units), squeeze=False)[0], units, strict=True):
+        own = [row for row in data if row["over"] == unit]
+        for side in dict.fromkeys(row["side"] for row in own):
+            rows, k = [row for row in own if row["side"] == side], looks[side]
+            style = {"color": COLOURS[k % len(COLOURS)], "linestyle": STYLES[k % len(STYLES)]}
             if rows[0]["at"] == "":
                 axes.axhline(rows[0]["median"], label=side, **style)
                 continue
             medians = [row["median"] for row in rows]
             reach = [[row["median"] - row["min"] for row in rows], [row["max"] - row["median"] for row in rows]]
             places = [row["at"] for row in rows]
-            axes.errorbar(places, medians, yerr=reach, marker=MARKERS[k], capsize=3, label=side, **style)
+            marker = MARKERS[k % len(MARKERS)]
+            axes.errorbar(places, medians, yerr=reach, marker=marker, capsize=3, label=side, **style)
+        places = sorted({row["at"] for row in own if row["at"] != ""})
         axes.set_xscale("log", base=2)
+        axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.set_ylim(bottom=0)
-        axes.set_ylabel("tokens per second")
+        axes.set(ylabel="tokens per second", xlabel={"tokens": "tokens generated"}.get(unit, unit))
+        axes.set_title(OVER[unit], fontsize="medium")
         axes.legend(fontsize="small")
-    left.set(xlabel="rank", title="one request")
-    right.set(xlabel="tokens generated", title="eight requests, each its own adapter")
 
 
 def _plot_pilot1(figure: Any, data: Sequence[Row]) -> None:
