@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from roadkit import models
-from roadkit.errors import AdapterError, RecipeError
+from roadkit.errors import AdapterError, ModelError, RecipeError
 from roadkit.evaluate.compare import compare
 from roadkit.train import Recipe, run
 
@@ -34,6 +34,18 @@ def test_loaded_model_is_left_as_it_was(make_recipe, llama_folder):
     compare(recipe, model=model, tokenizer=tokenizer)
     assert list(model.named_modules()) == modules
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_base_that_cannot_be_merged_into_is_still_compared(make_recipe, monkeypatch, caplog):
+    recipe = make_recipe(max_steps=2, eval_fraction=0.25)
+    run(recipe)
+
+    def refuse(model, adapter, **options):
+        raise ModelError("this base is quantised")
+
+    monkeypatch.setattr("roadkit.evaluate.compare.merge", refuse)
+    assert compare(recipe).rows.keys() == {"base", "tuned"}
+    assert "no row 'merged': this base is quantised" in caplog.text
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from roadkit.errors import RecipeError
-from roadkit.train import preview, run
+from roadkit.train import dryrun, preview, run
 
 
 def test_preview_shows_what_is_learnt(make_recipe):
@@ -56,6 +56,16 @@ def test_loss_bearing_text_is_marked_without_colours(make_recipe):
 def test_preview_refuses_what_a_run_would(make_recipe):
     with pytest.raises(RecipeError, match="candidates: "):
         preview(make_recipe(target_modules="nothing"))
+
+
+def test_the_timed_step_saves_memory_as_the_run_does(make_recipe, monkeypatch):
+    saves = []
+    monkeypatch.setattr(
+        dryrun, "_step_seconds", lambda prepared, tuned: saves.append(tuned.is_gradient_checkpointing) or 1
+    )
+    for wanted in (True, False):
+        preview(make_recipe(gradient_checkpointing=wanted))
+    assert saves == [True, False]
 
 
 @pytest.mark.parametrize("changes", [{"packing": True, "max_length": 128}, {"bf16": True}, {"lora": {"r": 2}}])

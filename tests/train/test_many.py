@@ -59,6 +59,23 @@ def test_adapters_equal_those_of_separate_runs(many_recipe, write_rows, tmp_path
         assert together.base == separate.base
 
 
+def test_an_adapters_rows_are_cut_where_they_are_more_than_a_pass_holds(many_recipe, tmp_path, monkeypatch):
+    recipe = many_recipe(batch_size=4, gradient_accumulation=2, max_steps=3)
+    whole = run_many(recipe).adapters
+    passes, made = [], many._passes
+    monkeypatch.setattr(many, "MAX_TOKENS", 120)
+    monkeypatch.setattr(many, "_passes", lambda pieces: (passes.append(group) or group for group in made(pieces)))
+    cut = run_many(Recipe(**recipe.model_dump() | {"output": str(tmp_path / "cut")})).adapters
+    sizes = [[row for piece in group for row in piece.rows] for group in passes]
+    assert all(len(rows) == 1 or len(rows) * many._width(rows) <= 120 for rows in sizes)
+    assert len(sizes) > 3 * len(whole), "more passes than steps and adapters"
+    for name, trained in cut.items():
+        assert trained.tokens == whole[name].tokens
+        assert trained.metrics["train_loss"] == pytest.approx(whole[name].metrics["train_loss"], rel=1e-4)
+        one, other = rk.Adapter.load(trained.adapter), rk.Adapter.load(whole[name].adapter)
+        torch.testing.assert_close(one.a, other.a, rtol=1e-4, atol=1e-4)
+
+
 def test_adapters_end_at_their_own_steps(many_recipe):
     result = run_many(many_recipe())
     assert {name: trained.steps for name, trained in result.adapters.items()} == {"acme": 6, "beta": 4, "caf": 6}

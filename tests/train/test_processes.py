@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -33,6 +34,9 @@ def test_two_processes_train_as_one_does(make_recipe, questions, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("step 3/3  loss") == 1, "one process speaks"
+    facts = json.loads((Path(recipe.output) / "training.json").read_text())
+    assert facts["tokens"] == alone.tokens
+    assert facts["metrics"]["train_loss"] == pytest.approx(alone.metrics["train_loss"], rel=1e-3)
     together = rk.Adapter.load(recipe.output)
     torch.testing.assert_close(together.a, rk.Adapter.load(alone.adapter).a, rtol=1e-5, atol=1e-5)
     assert (Path(recipe.run_dir) / "checkpoint-2" / "complete.json").is_file()

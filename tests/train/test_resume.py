@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from roadkit.errors import RecipeError
 from roadkit.train import Recipe, run
 from roadkit.train.checkpoints import MARK, complete_checkpoints, last_complete
+from roadkit.train.session import _checkpoint
 
 KILLED = """
 import json, os, signal, sys, torch
@@ -87,6 +88,7 @@ def test_resumed_run_ends_in_the_same_bits(make_recipe, tmp_path, changes):
         run(recipe, progress=stop_at(5))
     result = run(Recipe(**recipe.model_dump() | {"resume": True}))
     assert result.resumed_from == 4
+    assert result.metrics["train_loss"] == whole.metrics["train_loss"]  # of all steps, not of those since
     assert_same_bits(whole.adapter, result.adapter)
 
 
@@ -139,6 +141,20 @@ def test_changed_recipe_and_data_are_refused(stopped, write_rows):
         run(again(stopped, learning_rate=1e-3, data=rows))
     assert "learning_rate was 0.02, now it is 0.001" in str(error.value)
     assert "the training data, or the way it is tokenised, changed" in str(error.value)
+
+
+def test_another_number_of_processes_is_refused(stopped, monkeypatch):
+    monkeypatch.setattr("roadkit.train.checkpoints._processes", lambda: 4)
+    with pytest.raises(RecipeError, match="1 process shared its batches, now 4 would"):
+        run(again(stopped))
+
+
+def test_one_process_of_several_clears_an_earlier_run(stopped, monkeypatch):
+    found = complete_checkpoints(stopped.run_dir)
+    for rank, left in (("1", found), ("0", [])):
+        monkeypatch.setenv("RANK", rank)
+        assert _checkpoint(stopped, {}) is None
+        assert complete_checkpoints(stopped.run_dir) == left
 
 
 def test_without_resume_the_run_starts_over_and_says_so(stopped, caplog):

@@ -6,16 +6,21 @@ import copy
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import PeftModel
+from transformers import LlamaConfig, LlavaConfig, TrainingArguments
 
 import roadkit as rk
+from roadkit.adapter import Base
 from roadkit.analysis.geometry import load_checkpoints
 from roadkit.errors import RecipeError
 from roadkit.train import Recipe, run
+from roadkit.train.callbacks import Run, StepGuard
 from roadkit.train.checkpoints import complete_checkpoints
+from roadkit.train.trainer import _arguments
 
 
 @pytest.fixture
@@ -152,6 +157,64 @@ def test_bf16_trains_a_float32_adapter(make_recipe):
     theta = next(iter(rk.Adapter.load(result.adapter).parameters.values()))[0]
     assert theta.dtype == torch.float32
     assert theta.abs().max() > 0
+
+
+def test_heads_of_a_16_bit_run_are_trained_in_32(bert_folder, write_rows, tmp_path):
+    rows = [{"text": ("good", "bad")[i % 2], "label": ("no", "yes")[i % 2]} for i in range(8)]
+    recipe = Recipe(
+        model=bert_folder, data=write_rows(rows), output=str(tmp_path / "a"), task="classification", group_size=16,
+        max_steps=2, eval_fraction=0.25, bf16=True,
+    )  # fmt: skip
+    heads = rk.Adapter.load(run(recipe).adapter).heads
+    assert heads and {tensor.dtype for head in heads.values() for tensor in head.values()} == {torch.float32}
+
+
+def test_packing_in_16_bits_with_a_module_trained_whole(make_recipe):
+    result = run(make_recipe(bf16=True, packing=True, max_length=128, modules_to_save=["norm"], max_steps=2))
+    ((_, head),) = rk.Adapter.load(result.adapter).heads.items()
+    assert head["weight"].dtype == torch.float32 and not torch.equal(head["weight"], torch.ones_like(head["weight"]))
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_accumulated_batches_of_labels_have_the_loss_of_a_whole_one(bert_folder, write_rows, tmp_path, task):
+    rows = [{"text": ("good", "bad")[i % 2] * (1 + i % 3), "label": i % 2} for i in range(8)]
+    values = {"model": bert_folder, "data": write_rows(rows), "task": task, "group_size": 16, "max_steps": 2}
+    whole = run(Recipe(output=str(tmp_path / "whole"), batch_size=4, **values))
+    parts = run(Recipe(output=str(tmp_path / "parts"), batch_size=2, gradient_accumulation=2, **values))
+    assert parts.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"], rel=0.2)  # other dropout
+
+
+def test_one_process_uses_one_of_several_gpus(make_recipe, loaded):
+    class OfFour(TrainingArguments):
+        def __post_init__(self):
+            super().__post_init__()
+            self._n_gpu = 4
+
+    made = _arguments(make_recipe(batch_size=2), OfFour, True, loaded[0])
+    assert (made.n_gpu, made.train_batch_size) == (1, 2)
+
+
+def test_only_models_with_a_vision_tower_may_leave_parameters_unused(make_recipe):
+    for config, unused in ((LlavaConfig(), True), (LlamaConfig(), False)):
+        made = _arguments(make_recipe(), TrainingArguments, True, SimpleNamespace(config=config))
+        assert made.ddp_find_unused_parameters is unused
+
+
+@pytest.mark.parametrize(("scaler", "stops"), [(None, True), ("accelerate's", False)])
+def test_an_overflow_that_a_scaler_expects_does_not_stop(make_recipe, tmp_path, scaler, stops):
+    model = torch.nn.Linear(1, 1)
+    model.weight.grad = torch.tensor([[float("inf")]])
+    guard = StepGuard(
+        Run(make_recipe(), Base("tiny", ""), {}, last_loss=1.0),
+        SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler)),
+    )
+    rates = SimpleNamespace(param_groups=[{"lr": 1.0, "params": [model.weight]}])
+    told = (SimpleNamespace(world_size=1), SimpleNamespace(global_step=0), None)
+    if stops:
+        with pytest.raises(RecipeError, match="the gradient became inf at step 1"):
+            guard.on_pre_optimizer_step(*told, model=model, optimizer=rates)
+    else:
+        guard.on_pre_optimizer_step(*told, model=model, optimizer=rates)
 
 
 def test_truncation_is_counted(make_recipe, caplog):

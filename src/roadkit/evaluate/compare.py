@@ -7,6 +7,7 @@ comparison.rows["tuned"]["perplexity"], comparison.rows["base"]["perplexity"]
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import torch
 
 from .. import models
 from ..adapter import Adapter
-from ..errors import RecipeError
+from ..errors import ModelError, RecipeError
 from ..modules import attached, merge, unmerge
 from ..train.answers import answer_logits, pad_batch
 from ..train.artifact import FIGURES, LORA, ROAD
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
 
     from ..train.recipe import Recipe
 
+log = logging.getLogger("roadkit.evaluate")
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """`rows`: base, tuned and merged → metric → value, over `examples` held-out rows.
+    """`rows`: base, tuned and merged (not on a quantised base) → metric → value, over `examples` held-out rows.
 
     causal            loss (nats a token), perplexity, token_accuracy; over all loss-bearing tokens, each counted once
     classification    loss, accuracy, f1, matthews; the base has the head with which training began, an untrained one
@@ -74,8 +77,11 @@ def compare(
         rows["base"] = _score(base, prepared)
         with _tuned(base, path, adapter, paired) as tuned:
             rows["tuned"] = _score(tuned, prepared)
-        with _merged(base, path, adapter, paired) as merged:
-            rows["merged"] = _score(merged, prepared)
+        try:
+            with _merged(base, path, adapter, paired, lent=model is not None) as merged:
+                rows["merged"] = _score(merged, prepared)
+        except ModelError as error:  # a quantised base, which cannot be merged into
+            log.warning("no row 'merged': %s", error)
     assert prepared.held_out is not None, "has_eval was checked"
     return Comparison(recipe.task, path, len(prepared.held_out), rows)
 
@@ -91,9 +97,9 @@ def _tuned(model: PreTrainedModel, path: Path, adapter: Adapter, paired: bool) -
 
 
 @contextmanager
-def _merged(model: PreTrainedModel, path: Path, adapter: Adapter, paired: bool) -> Iterator[Any]:
-    """The rotation in the weights, then the LoRA; the originals are kept, so that leaving restores every bit."""
-    merge(model, adapter, keep_originals=True)
+def _merged(model: PreTrainedModel, path: Path, adapter: Adapter, paired: bool, *, lent: bool) -> Iterator[Any]:
+    """The rotation in the weights, then the LoRA; a lent model's originals are kept, so that leaving restores every bit."""
+    merge(model, adapter, keep_originals=lent)
     try:
         if not paired:
             yield model
@@ -105,7 +111,8 @@ def _merged(model: PreTrainedModel, path: Path, adapter: Adapter, paired: bool) 
             around.merge_adapter()
             yield around
     finally:
-        unmerge(model, adapter)
+        if lent:
+            unmerge(model, adapter)
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ from ..train.data import Row
 from ..train.prepared import use_cpu
 from ..train.recipe import LoraOptions, Recipe
 from ..train.tokens import IGNORED
+from ..train.trainer import one_device
 from .jobs import Job, log, run_jobs
 from .ledger import Ledger
 from .methods import find, num_trainable
@@ -165,13 +166,13 @@ def _compute(settings: Settings | Real, data: Path | None, tasks: Sequence[str],
     target: dict[str, Any] = {"target_modules": ("language_model",), "group_size": settings.group_size, "lora": lora}
     tuned = find(method).tune(world.model(), Recipe(model="llava", data="pictures", output="", **target))
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
+        arguments = one_device(TrainingArguments(
             output_dir=str(Path(folder)), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
             per_device_train_batch_size=settings.batch_size,
             gradient_accumulation_steps=settings.gradient_accumulation, bf16=settings.bf16,
             seed=seed, save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no",
             use_cpu=use_cpu(None), remove_unused_columns=False,
-        )  # fmt: skip
+        ))  # fmt: skip
         trainer = Trainer(tuned, arguments, train_dataset=world.train(), data_collator=collate)  # type: ignore[arg-type]
         trainer.remove_callback(PrinterCallback)
         outcome = trainer.train()

@@ -42,7 +42,10 @@ class Run:
 
 
 class StepGuard(TrainerCallback):
-    """Stops before a step that would ruin the weights, and marks checkpoints that are complete."""
+    """Stops before a step that would ruin the weights, and marks checkpoints that are complete.
+
+    Where accelerate scales a loss of 16 bits, gradients that overflow are expected: its scaler leaves such a step out.
+    """
 
     def __init__(self, run: Run, trainer: Trainer):
         self._run, self._trainer = run, trainer
@@ -51,7 +54,7 @@ class StepGuard(TrainerCallback):
         model: nn.Module = kwargs["model"]
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         norm = float(get_total_norm(gradients))
-        finite = math.isfinite(norm)
+        finite = math.isfinite(norm) or self._trainer.accelerator.scaler is not None
         alone = args.world_size == 1  # losses differ between processes, gradients are the same in all
         if finite and (not alone or math.isfinite(self._run.last_loss)):
             return

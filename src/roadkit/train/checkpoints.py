@@ -32,7 +32,8 @@ FREE = ("model", "data", "eval_data", "output", "resume", "save_steps", "keep_ch
 
 
 def identity(recipe: Recipe, *, base: str, fingerprint: str, weights: str, data: str) -> dict[str, Any]:
-    """What decides a run's result: the base model's name, structure and weights, the tokenised data, the recipe."""
+    """What decides a run's result: the base model's name, structure and weights, the tokenised data, the recipe, and how
+    many processes share its batches."""
     import torch
 
     settings = {key: value for key, value in recipe.model_dump(mode="json").items() if key not in FREE}
@@ -43,7 +44,13 @@ def identity(recipe: Recipe, *, base: str, fingerprint: str, weights: str, data:
         "data": data,
         "recipe": settings,
         "threads": torch.get_num_threads(),
+        "processes": _processes(),
     }
+
+
+def _processes() -> int:
+    """Of torchrun or accelerate."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def mark(folder: Path, values: Mapping[str, Any]) -> None:
@@ -79,6 +86,8 @@ def check_same(folder: Path, now: Mapping[str, Any]) -> None:
         problems.append(f"the weights of the base model {now['base']!r} changed")
     if then.get("data") != now["data"]:
         problems.append("the training data, or the way it is tokenised, changed")
+    if (shared := then.get("processes", now["processes"])) != now["processes"]:
+        problems.append(f"{shared} process{'es' * (shared != 1)} shared its batches, now {now['processes']} would")
     recipe = then.get("recipe", {})
     for key, value in now["recipe"].items():
         if key in recipe and recipe[key] != value:

@@ -114,6 +114,8 @@ def preview(
         tuned = tune(base, recipe)
         trainable = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
         num_steps = _num_steps(prepared)
+        if recipe.gradient_checkpointing:
+            tuned.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         seconds = _step_seconds(prepared, tuned) * num_steps * recipe.gradient_accumulation if timed else None
     lengths = sorted(prepared.train.lengths)
     return Preview(

@@ -36,12 +36,13 @@ from .progress import Progress, Report
 from .recipe import Recipe
 from .session import TrainResult
 from .student import Student, enrol
+from .tokens import IGNORED
 from .tuned import borrowed, target_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MAX_TOKENS = 4096  # of one pass, padding included; where a step has more it takes several, to the same gradients
+MAX_TOKENS = 4096  # of one pass (or one row), padding included; a step with more takes several, to the same gradients
 ONE_BY_ONE = (  # keys of a recipe that need a run for each adapter
     "lora", "modules_to_save", "head_learning_rate", "packing", "eval_data", "eval_fraction", "best", "save_steps",
     "resume", "tensorboard",
@@ -72,7 +73,8 @@ def run_many(
 ) -> ManyResult:
     """Train an adapter for every name in the data's `adapter` column (`columns: {adapter: customer}` renames it).
 
-    Each step gives every adapter that is not done `batch_size` rows of its own. Adapters go to `recipe.output`/name.
+    Each step gives every adapter that is not done `batch_size` × `gradient_accumulation` rows of its own. Adapters go to
+    `recipe.output`/name.
     model, tokenizer    already loaded (both or none); afterwards the model is as it was before
 
     Raises `RecipeError` as `run` does, for a name that is none, for options that need a run each, and where no adapter
@@ -167,6 +169,15 @@ def _train(
     return ManyResult(done, failed, step, round(time.perf_counter() - start, 3), tokens)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one adapter that go through the base together. bearing: loss-bearing tokens of all its rows of the step."""
+
+    student: Student
+    rows: list[Mapping[str, Any]]
+    bearing: int
+
+
 Blocks = list[tuple[Student, int]]  # whose rows, and how many; in the order of the batch
 
 
@@ -196,38 +207,58 @@ def _rotated(layers: Mapping[str, nn.Module], recipe: Recipe) -> Iterator[Blocks
 
 def _gradients(active: Sequence[Student], base_model: PreTrainedModel, blocks: Blocks, recipe: Recipe) -> None:
     """Forward and backward of every adapter's next rows, in as few passes as `MAX_TOKENS` allows."""
-    drawn = [(student, next(student.batches)) for student in active]
-    for group in _passes(drawn):
-        blocks[:] = [(student, len(rows)) for student, rows in group]
-        rows = [row for _, own in group for row in own]
-        pad_token_id = group[0][0].prepared.tokenizer.pad_token_id
+    pieces: list[Piece] = []
+    for student in active:
+        drawn = next(student.batches)
+        bearing = sum(map(_bearing, drawn))
+        pieces += [Piece(student, rows, bearing) for rows in _cut(drawn)]
+        student.losses.append(0.0)
+    for group in _passes(pieces):
+        blocks[:] = [(piece.student, len(piece.rows)) for piece in group]
+        rows = [row for piece in group for row in piece.rows]
+        pad_token_id = group[0].student.prepared.tokenizer.pad_token_id
         batch = {key: value.to(base_model.device) for key, value in pad_batch(rows, pad_token_id).items()}  # type: ignore[arg-type]
-        bears = [sum(label != -100 for label in row["labels"][1:]) for row in rows]
         with attention_for(base_model, recipe, width=batch["input_ids"].shape[1]):
             with torch.autocast(base_model.device.type, torch.bfloat16, enabled=recipe.bf16):
                 logits, targets = answer_logits(base_model, batch)
             losses = cross_entropy(logits, targets, reduction="none")  # [loss-bearing tokens], row after row
-            at, first, total = 0, 0, losses.new_zeros(())
-            for student, own in group:
-                count = sum(bears[first : first + len(own)])
-                loss = losses[at : at + count].mean()
+            at, total = 0, losses.new_zeros(())
+            for piece in group:
+                count = sum(map(_bearing, piece.rows))
+                loss = losses[at : at + count].sum() / piece.bearing
                 total = total + loss
-                student.losses.append(float(loss.detach()))
-                student.tokens += sum(len(row["input_ids"]) for row in own)
-                at, first = at + count, first + len(own)
+                piece.student.losses[-1] += float(loss.detach())
+                piece.student.tokens += sum(len(row["input_ids"]) for row in piece.rows)
+                at += count
             total.backward()
 
 
-def _passes(drawn: Sequence[tuple[Student, list]]) -> Iterator[list[tuple[Student, list]]]:
-    """Adapters of like width together, each pass within `MAX_TOKENS` (one adapter at least)."""
+def _bearing(row: Mapping[str, Any]) -> int:
+    """Tokens that bear loss."""
+    return sum(label != IGNORED for label in row["labels"][1:])
 
-    def width(item: tuple[Student, list]) -> int:
-        return max(len(row["input_ids"]) for row in item[1])
 
-    group: list[tuple[Student, list]] = []
-    for item in sorted(drawn, key=width):
-        if group and sum(len(rows) for _, rows in [*group, item]) * width(item) > MAX_TOKENS:
+def _width(rows: Sequence[Mapping[str, Any]]) -> int:
+    return max(len(row["input_ids"]) for row in rows)
+
+
+def _cut(rows: list[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """An adapter's rows, each part within `MAX_TOKENS` (one row at least)."""
+    part: list[Mapping[str, Any]] = []
+    for row in rows:
+        if part and len([*part, row]) * _width([*part, row]) > MAX_TOKENS:
+            yield part
+            part = []
+        part.append(row)
+    yield part
+
+
+def _passes(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Pieces of like width together, each pass within `MAX_TOKENS` (one piece at least)."""
+    group: list[Piece] = []
+    for piece in sorted(pieces, key=lambda piece: _width(piece.rows)):
+        if group and sum(len(each.rows) for each in [*group, piece]) * _width(piece.rows) > MAX_TOKENS:
             yield group
             group = []
-        group.append(item)
+        group.append(piece)
     yield group

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +89,7 @@ def run(
 def _train(
     prepared: Prepared, base_model: PreTrainedModel, *, use_cpu: bool, progress: Progress | None, start: float
 ) -> TrainResult:
+    import torch
     from transformers import set_seed
 
     from ..adapter import Base
@@ -122,10 +125,9 @@ def _train(
     if recipe.packing:
         check_isolated(trainer, prepared.train.examples)
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-10:]
-    metrics = {"train_loss": outcome.training_loss}
-    if losses:
-        metrics["loss"] = sum(losses) / len(losses)
+    seen: Any = trainer.accelerator.reduce(torch.tensor(session.tokens, device=trainer.args.device))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]  # of every step, resumed or not
+    metrics = {"train_loss": statistics.fmean(losses), "loss": statistics.fmean(losses[-10:])} if losses else {}
     if prepared.held_out is not None:
         metrics |= {f"eval_{name}": value for name, value in held_out_metrics(trainer.evaluate()).items()}
     result = TrainResult(
@@ -134,7 +136,7 @@ def _train(
         steps=outcome.global_step,
         seconds=round(time.perf_counter() - start, 3),
         examples=len(prepared.train),
-        tokens=session.tokens,
+        tokens=int(seen),
         trainable=trainable,
         truncated=prepared.train.truncated,
         dropped=prepared.train.dropped,
@@ -169,5 +171,6 @@ def _checkpoint(recipe: Recipe, same: Mapping[str, Any]) -> Path | None:
         return found
     if found is not None:
         log.warning("starting over: %s of an unfinished run is deleted (resume: true would continue it)", found)
-    clear(recipe.run_dir)
+    if int(os.environ.get("RANK", "0")) == 0:
+        clear(recipe.run_dir)
     return None

@@ -146,6 +146,11 @@ class CausalTrainer(_RoadkitTrainer, SFTTrainer):
 class LabelTrainer(_RoadkitTrainer):
     """transformers' trainer for one label or score a sequence."""
 
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        # Models take the number of items in a step, but their loss is the batch's mean: it must be divided by the batches.
+        self.model_accepts_loss_kwargs = False
+
 
 def build_trainer(
     model: nn.Module,
@@ -163,7 +168,7 @@ def build_trainer(
     if recipe.task == "causal":
         trainer = CausalTrainer(
             model=model,  # type: ignore[arg-type]
-            args=_arguments(recipe, SFTConfig, use_cpu, **_sft_options(recipe)),  # type: ignore[arg-type]
+            args=_arguments(recipe, SFTConfig, use_cpu, model, **_sft_options(recipe)),  # type: ignore[arg-type]
             train_dataset=data,
             eval_dataset=evaluation,
             processing_class=tokenizer,
@@ -171,13 +176,16 @@ def build_trainer(
     else:
         trainer = LabelTrainer(
             model=model,
-            args=_arguments(recipe, TrainingArguments, use_cpu),
+            args=_arguments(recipe, TrainingArguments, use_cpu, model),
             data_collator=DataCollatorWithPadding(tokenizer),
             train_dataset=data,
             eval_dataset=evaluation,
             processing_class=tokenizer,
             compute_metrics=_metrics(recipe),
         )
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # PEFT copies heads in the base's 16 bits, TRL casts all there on a quantised base
+            parameter.data = parameter.data.float()
     trainer.run = run
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepGuard(run, trainer))
@@ -222,7 +230,7 @@ def check_isolated(trainer: Trainer, rows: Sequence[Mapping[str, Any]]) -> None:
         packed = {"input_ids": before + second, "labels": before + second, "seq_lengths": [len(before), len(second)]}
         batch = trainer._prepare_inputs(trainer.data_collator([packed]))  # type: ignore[arg-type]
         rest = {key: value for key, value in batch.items() if key != "labels"}
-        with trainer.compute_loss_context_manager():
+        with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
             outputs.append(model(**rest, use_cache=False).logits[0, len(before) :].float())
     change = float((outputs[0] - outputs[1]).abs().max() / outputs[0].abs().max())
     if first != first[::-1] and change > MAX_LEAK:
@@ -244,9 +252,18 @@ def _sft_options(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _arguments(recipe: Recipe, kind: type[TrainingArguments], use_cpu: bool, **more: Any) -> TrainingArguments:
+def one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """A process trains on one device: where several GPUs are in sight, not torch's DataParallel, which TRL refuses and which
+    would multiply the batch size."""
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+def _arguments(
+    recipe: Recipe, kind: type[TrainingArguments], use_cpu: bool, model: Any, **more: Any
+) -> TrainingArguments:
     saves = recipe.save_steps or (recipe.eval_steps if recipe.best else None)
-    return kind(
+    arguments = kind(
         output_dir=str(recipe.run_dir),
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=recipe.eval_batch_size or recipe.batch_size,
@@ -279,9 +296,10 @@ def _arguments(recipe: Recipe, kind: type[TrainingArguments], use_cpu: bool, **m
         dataloader_pin_memory=not use_cpu,
         remove_unused_columns=False,
         label_names=["labels"],
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=hasattr(model.config, "vision_config"),  # rows of text leave a vision tower unused
         **more,
     )
+    return one_device(arguments)
 
 
 def _metrics(recipe: Recipe) -> Callable[[Any], dict[str, float]]:
