@@ -751,6 +751,7 @@ def test_encoders_are_refused(tiny_bert, tiny_tokenizer):
 def test_context_is_bounded_by_model_option_and_cache(make):
     for options, longest in (({}, 512), ({"max_context": 100}, 100), ({"cache_gib": 4 * PAGE_BYTES / 2**30}, 64)):
         engine = make(**options)
+        assert engine.max_context == longest  # what a server may give to a request that names no number
         fits = Request(prompt=prompt(0, longest - 2), max_tokens=2, ignore_eos=True)
         assert engine.generate([fits])[0].finish_reason == "length"
         with pytest.raises(RequestError, match=f"together at most {longest} fit the context"):

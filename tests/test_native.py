@@ -64,6 +64,29 @@ def test_another_source_compiler_or_processor_is_another_file(source, tmp_path, 
 
 
 @needs_compiler
+def test_a_portable_library_needs_no_compiler_where_the_cache_has_it(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROADKIT_NATIVE", "portable")
+    assert native._build(None, source) is None
+    cc, calls = counting(tmp_path)
+    built = native._build(cc, source)
+    monkeypatch.setattr(native, "_processor", lambda: "another one")
+    assert native._build(None, source) == native._build("/another/cc", source) == built
+    assert calls.read_text() == "x\n" and ctypes.CDLL(str(built)).answer() == 42
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["kernels.c", "training.c"])
+def test_the_kernels_can_be_built_for_other_processors(name, tmp_path, monkeypatch):
+    """As deploy/Dockerfile does; then loaded with no compiler in sight."""
+    monkeypatch.setenv("ROADKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ROADKIT_NATIVE", "portable")
+    assert native._load.__wrapped__(name) is not None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert native._load.__wrapped__(name) is not None
+
+
+@needs_compiler
 def test_building_at_the_same_time_is_safe(source):
     results: list = []
     threads = [threading.Thread(target=lambda: results.append(native._build("cc", source))) for _ in range(4)]

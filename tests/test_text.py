@@ -35,6 +35,16 @@ def stream(tokenizer, token_ids, stop=()) -> tuple[list[str], Detokenizer]:
     return pieces, detokenizer
 
 
+def test_what_follows_a_prompt_keeps_its_first_space(llama_tokenizer):
+    prompt, answer = (llama_tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("hello", "world hello"))
+    assert "".join(stream(llama_tokenizer, answer)[0]) == "world hello"
+    detokenizer = Detokenizer(llama_tokenizer, before=prompt)
+    assert "".join([*map(detokenizer.push, answer), detokenizer.finish()]) == " world hello"
+    cut = llama_tokenizer("é", add_special_tokens=False)["input_ids"][:-1]  # a prompt that ends inside a character
+    detokenizer = Detokenizer(llama_tokenizer, before=[*prompt, *cut])
+    assert "".join([*map(detokenizer.push, answer), detokenizer.finish()]).endswith("world hello")
+
+
 # ---- pieces are the whole ---------------------------------------------------------------------------------------
 
 

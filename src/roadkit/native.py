@@ -4,6 +4,9 @@
     training = native.load_training()
 
 Torch's own OpenMP runtime is shared: the library asks for `libgomp.so.1`, which torch has loaded already.
+
+With ROADKIT_NATIVE=portable it is built for any server processor of the last ten years instead of this one, and where the
+cache has it no compiler is needed: for images.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from .files import cache_dir
 
 log = logging.getLogger("roadkit.kernels")
 
-FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
-WIDE_FLAGS = [*FLAGS, "-mprefer-vector-width=512"]  # x86 compilers only
+FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
+X86 = ("x86_64", "AMD64")
 
 pointer, size, integer, real = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_float
 
@@ -109,11 +112,12 @@ def _load(source: str) -> ctypes.CDLL | None:
     compiler = next(
         (path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None
     )
-    if compiler is None:
-        log.warning("no C compiler found: the fused CPU kernels are off, plain torch serves instead")
-        return None
     try:
-        library = ctypes.CDLL(str(_build(compiler, Path(__file__).with_name(source))))
+        path = _build(compiler, Path(__file__).with_name(source))
+        if path is None:
+            log.warning("no C compiler found: the fused CPU kernels are off, plain torch serves instead")
+            return None
+        library = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
         log.warning("%s could not be built, plain torch serves instead: %s", source, detail)
@@ -121,14 +125,24 @@ def _load(source: str) -> ctypes.CDLL | None:
     return {"kernels.c": _bind_kernels, "training.c": _bind_training}[source](library)
 
 
-def _build(compiler: str, source: Path) -> Path:
-    flags = WIDE_FLAGS if platform.machine() in ("x86_64", "AMD64") else FLAGS
+def _build(compiler: str | None, source: Path) -> Path | None:
+    """The library's file, from the cache where it is there; None where it is not and no compiler is."""
+    if _portable():
+        flags = [*FLAGS, "-march=x86-64-v3" if platform.machine() in X86 else "-march=armv8.2-a"]
+        made_by = ""  # whoever built it, wherever
+    elif compiler is None:
+        return None
+    else:
+        flags = [*FLAGS, "-march=native", *(["-mprefer-vector-width=512"] if platform.machine() in X86 else [])]
+        made_by = f"{compiler} {_processor()}"
     key = hashlib.sha256()
-    for part in (source.read_bytes(), " ".join([compiler, *flags]).encode(), _processor().encode()):
+    for part in (source.read_bytes(), " ".join(flags).encode(), made_by.encode()):
         key.update(part)
     target = cache_dir() / "native" / f"{source.stem}-{key.hexdigest()[:16]}.so"
     if target.exists():
         return target
+    if compiler is None:
+        return None
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         built = Path(folder) / target.name
@@ -136,6 +150,10 @@ def _build(compiler: str, source: Path) -> Path:
         subprocess.run(command, check=True, capture_output=True, text=True)
         os.replace(built, target)
     return target
+
+
+def _portable() -> bool:
+    return os.environ.get("ROADKIT_NATIVE") == "portable"
 
 
 def _processor() -> str:

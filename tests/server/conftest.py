@@ -87,12 +87,18 @@ def local(tiny_llama, tiny_tokenizer):
 
     @asynccontextmanager
     async def run(
-        *, keys: Sequence[Key] = (), adapters: Sequence[str] = (), max_batch: int = 4, max_queue: int = 64, **settings
+        *,
+        keys: Sequence[Key] = (),
+        keyring: Keyring | None = None,
+        adapters: Sequence[str] = (),
+        max_batch: int = 4,
+        max_queue: int = 64,
+        **settings,
     ) -> AsyncIterator:
         model = tiny_llama(vocab_size=384, max_position_embeddings=1024)
         engine = Engine(model, talking(tiny_tokenizer), max_batch=max_batch)
         backend = EmbeddedEngine(engine, max_queue=max_queue, max_queue_per_tenant=max_queue // 2)
-        app = build(Settings(model="tiny", **settings), Keyring(tuple(keys)), backend, adapters=adapters)
+        app = build(Settings(model="tiny", **settings), keyring or Keyring(tuple(keys)), backend, adapters=adapters)
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             headers = {"X-Roadkit-Request": "1"}

@@ -4,15 +4,20 @@ import asyncio
 import errno
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
+from roadkit.cli import app
 from roadkit.errors import RoadkitError
 from roadkit.server.auth import Key, Keyring, new_key
+from roadkit.server.errors import ApiError
 from roadkit.server.generation import Generation
 from roadkit.server.launch import check_exposure
 from roadkit.server.schema import CompletionRequest
-from roadkit.server.settings import Limits, Quota
+from roadkit.server.service import Service
+from roadkit.server.settings import Limits, Quota, Settings
 
 from .process import parts
 
@@ -57,6 +62,77 @@ def test_a_broken_key_file_is_not_shown(tmp_path):
     with pytest.raises(RoadkitError) as caught:
         Keyring.load(tmp_path / "keys.json")
     assert "topsecret" not in str(caught.value)
+
+
+def test_keys_are_read_again_when_their_file_changes(local, tmp_path):
+    path = tmp_path / "keys.json"
+    (text, first), (other, second) = new_key("one", tenant="acme"), new_key("two", tenant="zeta")
+    Keyring((first,)).save(path)
+
+    async def run():
+        async with local(keyring=Keyring.load(path), watch_seconds=0.02) as (service, http):
+
+            async def status(key):
+                answer = await http.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
+                return answer.status_code
+
+            async def becomes(key, wanted):
+                for _ in range(200):
+                    if await status(key) == wanted:
+                        return True
+                    await asyncio.sleep(0.02)
+
+            assert (await status(text), await status(other)) == (200, 401)
+            Keyring((first, second)).save(path)
+            assert await becomes(other, 200)
+            Keyring((second,)).save(path)
+            assert await becomes(text, 401) and await status(other) == 200
+            path.write_text("{")  # in the middle of an edit
+            await asyncio.sleep(0.2)
+            assert await status(other) == 200
+            Keyring().save(path)  # nobody has a key any more: that opens no door
+            assert await becomes(other, 401)
+            assert (await http.get("/v1/models")).status_code == 401
+
+    asyncio.run(run())
+
+
+def test_a_changed_quota_holds_from_the_next_request(tmp_path):
+    _, key = new_key("ci", tenant="acme")
+    service = Service(Settings(model="base"), Keyring((key,)), SimpleNamespace(close=lambda: None))
+    narrow = key.model_copy(update={"quota": Quota(concurrency=1)})
+    service.meter(key).enter("base", count=5)
+    with pytest.raises(ApiError, match="at once"):
+        service.meter(narrow).enter("base", count=2)
+    service.meter(key).leave("base", count=5)
+    assert service.meter(key) is service.meter(key) is not service.meter(narrow)
+
+
+def test_a_server_with_a_key_file_needs_a_key_in_it(tmp_path):
+    Keyring().save(tmp_path / "keys.json")
+    done = CliRunner().invoke(app, ["serve", "--keys", str(tmp_path / "keys.json")])
+    assert isinstance(done.exception, RoadkitError) and "holds no key; make one" in str(done.exception)
+
+
+def test_refused_requests_cost_no_tokens(local):
+    heads, kept = keys(tokens_per_minute=100)
+
+    async def run():
+        async with local(keys=kept) as (service, http):
+            long = {**BODY, "prompt": [1] * 2000}
+            for _ in range(3):
+                answer = await http.post("/v1/completions", json=long, headers=heads["acme"])
+                assert answer.status_code == 400 and "fit the context" in answer.text
+            assert (await http.post("/v1/completions", json=BODY, headers=heads["acme"])).status_code == 200
+            several = {**BODY, "prompt": [[1] * 40, [2] * 40], "n": 2, "max_tokens": 1}
+            charged = []
+            meter = service.meter(service.keyring.caller(heads["acme"]["Authorization"]))
+            leave = meter.leave
+            meter.leave = lambda expression, **used: charged.append(used["tokens"]) or leave(expression, **used)
+            answer = await http.post("/v1/completions", json=several, headers=heads["acme"])
+            assert answer.status_code == 200 and charged == [40 + 40 + 4]  # each prompt once
+
+    asyncio.run(run())
 
 
 def test_strangers_are_kept_out():

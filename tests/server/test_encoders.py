@@ -8,12 +8,15 @@ import httpx
 import numpy
 import pytest
 import torch
+from transformers import RobertaConfig, RobertaModel
 
 from roadkit import models
+from roadkit.engine.scheduler import QueueFull
+from roadkit.errors import RequestError
 from roadkit.server.app import build
 from roadkit.server.auth import Keyring
 from roadkit.server.backends import open_backend
-from roadkit.server.encoder import EncoderEngine
+from roadkit.server.encoder import EncoderEngine, EncoderJob
 from roadkit.server.settings import Settings
 
 TEXTS = ["the quick brown fox", "over", "thousands of adapters in one batch"]
@@ -88,6 +91,32 @@ def test_embeddings_are_the_models_own(serve, tiny_tokenizer, close):
         assert (await http.post("/v1/completions", json={"model": "tiny", "prompt": "x"})).status_code == 404
 
     serve(run)
+
+
+def test_positions_that_are_kept_for_padding_hold_no_text(tiny_tokenizer):
+    config = RobertaConfig(
+        vocab_size=384, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=20, pad_token_id=1,
+    )  # fmt: skip
+    engine = EncoderEngine(RobertaModel(config), tiny_tokenizer)
+    assert engine.max_context == 18  # the first position is 2
+    (vector,) = engine._forward([EncoderJob([5] * 18, None, "embed", "local", lambda result: None)])
+    assert len(vector) == 32
+    with pytest.raises(RequestError, match="19 tokens, 1 to 18 fit"):
+        engine.encode([5] * 19)
+
+
+def test_a_tenant_takes_half_of_the_queue_at_most_and_a_whole_request_fits_in(tmp_path, tiny_bert, tiny_tokenizer):
+    tiny_bert(vocab_size=384).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    for max_queue, texts in ((1, 256), (256, 1024)):
+        engine = open_backend(str(tmp_path), max_queue=max_queue, device="cpu")
+        jobs = [EncoderJob([5], None, "embed", "acme", lambda result: None) for _ in range(texts)]
+        for job in jobs:
+            engine.submit(job)
+        with pytest.raises(QueueFull, match=f"{texts} of your requests"):
+            engine.submit(EncoderJob([5], None, "embed", "acme", lambda result: None))
+        engine.submit(EncoderJob([5], None, "embed", "zeta", lambda result: None))
 
 
 def test_each_request_has_its_own_head(serve):

@@ -182,6 +182,22 @@ def test_sigterm_lets_running_requests_finish(start):
     assert server.stop() == 0
 
 
+def test_who_comes_while_the_server_drains_is_told_so(start):
+    server = start("--drain-seconds", "30")
+    body = {**BODY, "max_tokens": 300, "ignore_eos": True, "stream": True}
+    with server.http.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        server.process.terminate()
+        with httpx.Client(base_url=server.url, timeout=60) as other:  # a new connection
+            assert eventually(lambda: other.get("/ready").status_code == 503)
+            refused = other.post("/v1/completions", json=BODY)
+            assert refused.status_code == 503 and refused.headers["retry-after"]
+            assert other.get("/health").status_code == 200
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert server.stop() == 0
+
+
 def test_sigterm_ends_what_does_not_finish_in_time(start):
     server = start("--drain-seconds", "0.2")
     body = {**BODY, "max_tokens": 1000, "ignore_eos": True, "n": 12, "stream": True}

@@ -257,6 +257,21 @@ def test_what_cannot_be_read_is_left_alone(tmp_path):
     service.close()
 
 
+def test_what_is_not_the_registrys_stays(tmp_path):
+    """A root shared with adapters, a checkout or a disk's own folders; an unfinished upload goes all the same."""
+    foreign = ["adapters/formal/adapter_config.json", ".git/objects/ab", "_mine/_notes/todo.txt", "lost+found/x/y"]
+    for name in foreign:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("kept")
+    unfinished = tmp_path / "_local" / "_a" / "versions" / ".tmp"
+    unfinished.mkdir(parents=True)
+    service = Service(Settings(model="base", registry=tmp_path), Keyring(), Memory())
+    assert service.registry.entries() == []
+    assert all((tmp_path / name).read_text() == "kept" for name in foreign)
+    assert not (tmp_path / "_local" / "_a").exists()
+    service.close()
+
+
 def test_changed_bytes_are_not_served(tmp_path):
     """What was hashed is what is activated, also when it is read again."""
     service = Service(Settings(model="base", registry=tmp_path), Keyring(), Memory())

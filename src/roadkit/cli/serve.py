@@ -37,6 +37,9 @@ def serve(
     max_batch: int = typer.Option(32, help="Requests that run at once."),
     max_queue: int = typer.Option(256, help="Requests that may wait; more get 429."),
     max_context: int = typer.Option(0, help="Longest prompt and answer in tokens; 0 is the model's own limit."),
+    max_tokens: int = typer.Option(
+        4096, min=1, help="Tokens of an answer at most, also where a request names no number."
+    ),
     max_resident: int = typer.Option(64, help="Compositions kept in memory beyond those in use."),
     stream_buffer: int = typer.Option(1024, help="Chunks that a client may be behind before it is cut off."),
     device: str | None = DEVICE,
@@ -55,7 +58,7 @@ def serve(
 ) -> None:
     """Serve a base model and its adapters; every request names an expression as its model."""
     from ..server.auth import Keyring, new_key
-    from ..server.settings import Quota, Settings
+    from ..server.settings import Limits, Quota, Settings
 
     if make_key:
         if keys is None:
@@ -81,6 +84,7 @@ def serve(
     _log_json()
     settings = Settings(
         model=name or model,
+        limits=Limits(max_tokens=max_tokens),
         registry=registry,
         allowed_sources=tuple(source),
         allowed_hosts=tuple(allowed_host),
@@ -91,6 +95,8 @@ def serve(
         watch_seconds=watch_seconds,
     )
     keyring = Keyring.load(keys)
+    if keys is not None and not keyring.keys:
+        raise RoadkitError(f"{keys} holds no key; make one with --make-key NAME --keys {keys}")
     launch.check_exposure(host, keyring, insecure=insecure, tls=tls_cert is not None)
     common = {
         "max_batch": max_batch,

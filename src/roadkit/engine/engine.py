@@ -48,7 +48,7 @@ class Engine:
     max_batch         requests that run at once; more wait
     max_waiting       requests that may wait; beyond, `submit` raises `QueueFull`
     slots             different adapters or compositions resident at once; by default enough for every running request
-    max_context       longest prompt and answer in tokens; by default the model's own limit
+    max_context       longest prompt and answer in tokens; by default the model's own limit, or what the cache holds
     cache_gib         memory for keys and values, in GiB; allocated as it is first used
     weights           what the packed weights are stored as: 'float32', 'bfloat16' or 'int8'; None is the model's type.
                       Only the CPU packs: a model elsewhere has its type already
@@ -78,6 +78,7 @@ class Engine:
         self.end_ids = end_ids_of(model, tokenizer)
         number = stored_dtype(model.dtype, model.device).itemsize
         cache = PagedCache(_num_pages(config, number, cache_gib, max_batch, self.max_context), device=model.device)
+        self.max_context = min(self.max_context, cache.num_pages * PAGE)
         self.runner = Runner(model, cache, weights=weights)
         self.bank = Bank(
             model,
@@ -238,11 +239,10 @@ class Engine:
         outside = next((token for token in token_ids if not 0 <= token < vocab), None)
         if outside is not None:
             raise RequestError(f"token id {outside} is outside the vocabulary of {vocab}")
-        longest = min(self.max_context, self.scheduler.cache.num_pages * PAGE)
-        if len(token_ids) + request.max_tokens > longest:
+        if len(token_ids) + request.max_tokens > self.max_context:
             raise RequestError(
                 f"the prompt has {len(token_ids)} tokens and max_tokens is {request.max_tokens}, "
-                f"together at most {longest} fit the context"
+                f"together at most {self.max_context} fit the context"
             )
         end_ids = frozenset(token for token in {*self.end_ids, *request.stop_token_ids} if 0 <= token < vocab)
         return scheduling.Sequence(
@@ -255,7 +255,7 @@ class Engine:
             seed=random.getrandbits(63) if request.seed is None else request.seed,
             end_ids=end_ids,
             end_ids_tensor=scheduling.end_tensor(end_ids),
-            detokenizer=Detokenizer(self.tokenizer, request.stop),
+            detokenizer=Detokenizer(self.tokenizer, request.stop, token_ids),
             grammar=None if request.json_schema is None else self._grammars.json(request.json_schema),
         )
 

@@ -6,17 +6,23 @@ new = detokenizer.push(token_id)      # text that can be shown now; detokenizer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
 
 class Detokenizer:
-    """Turns generated tokens into text as they come. Holds back what could be the beginning of a stop string."""
+    """Turns generated tokens into text as they come. Holds back what could be the beginning of a stop string.
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()):
+    before   the prompt's tokens: what follows them keeps its first space, which SentencePiece's decoders take from the
+             beginning of a text (vLLM's way)
+    """
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...] = (), before: Sequence[int] = ()):
         self._tokenizer, self._stop = tokenizer, stop
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._before = self._end_of(before)
+        self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
         self._token_ids: list[int] = []
         self._pending = ""
         self.text = ""
@@ -37,10 +43,21 @@ class Detokenizer:
         """The text still held back, with what an incomplete last character decodes to."""
         if self.stopped:
             return ""
-        whole = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
+        known, whole = self._decode(self._before), self._decode([*self._before, *self._token_ids])
+        whole = whole[len(known) :] if whole.startswith(known) else self._decode(self._token_ids)
         if whole.startswith(self.text + self._pending):
             self._pending = whole[len(self.text) :]
         return self._emit(len(self._pending))
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True) if token_ids else ""
+
+    def _end_of(self, token_ids: Sequence[int]) -> list[int]:
+        """A few of the last tokens, so many that their text is whole characters; none where that needs many."""
+        for count in range(4, 24, 4):
+            if "\N{REPLACEMENT CHARACTER}" not in self._decode(end := list(token_ids[-count:])):
+                return end
+        return []
 
     def _step(self, token_id: int) -> str:
         try:

@@ -41,11 +41,12 @@ def build(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.start()
         await service.work(service.restore)
-        watching = asyncio.create_task(folders.run())
+        watching = [asyncio.create_task(folders.run()), asyncio.create_task(_watch_keys(service))]
         try:
             yield
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             await asyncio.get_running_loop().run_in_executor(None, service.close)
 
     app = FastAPI(
@@ -64,6 +65,12 @@ def build(
     _add_model_routes(app, service)
     _add_probes(app, service)
     return app
+
+
+async def _watch_keys(service: Service) -> None:
+    while True:
+        await asyncio.sleep(service.settings.watch_seconds)
+        await service.change(service.keyring.refresh)
 
 
 def _add_model_routes(app: FastAPI, service: Service) -> None:

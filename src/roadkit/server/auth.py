@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -21,6 +22,8 @@ from ..errors import RoadkitError
 from ..files import write_atomic
 from .errors import ApiError
 from .settings import Frozen, Quota
+
+log = logging.getLogger("roadkit.server")
 
 VARIABLE = "ROADKIT_KEYS"  # the file's content, instead of a file
 LOCAL = "local"  # the tenant of a server without keys
@@ -43,23 +46,41 @@ def new_key(name: str, *, tenant: str, admin: bool = False, quota: Quota | None 
 
 
 class Keyring:
-    """The keys of a server; none means that everybody on this machine is the admin of one tenant."""
+    """The keys of a server. `path` is their file, which `refresh` reads again when it has changed."""
 
-    def __init__(self, keys: tuple[Key, ...] = ()):
+    def __init__(self, keys: tuple[Key, ...] = (), path: Path | None = None):
         names = [key.name for key in keys]
         double = next((name for name in names if names.count(name) > 1), None)
         if double is not None:
             raise RoadkitError(f"two keys are called {double!r}")
-        self.keys = keys
+        self.keys, self.path = keys, path
+        self._stamp = _stamp(path)
+
+    @property
+    def open(self) -> bool:
+        """No key was ever asked for: everybody on this machine is the admin of one tenant."""
+        return not self.keys and self.path is None
+
+    def refresh(self) -> None:
+        """Take over what the file says now. One that cannot be read changes nothing; one without keys lets nobody in."""
+        if self.path is None or (stamp := _stamp(self.path)) == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self.keys = Keyring.load(self.path).keys
+        except RoadkitError as error:
+            log.error("the keys stay as they were: %s", error)
+        else:
+            log.info("keys read again", extra={"keys": len(self.keys)})
 
     @classmethod
     def load(cls, path: Path | None) -> Keyring:
         """Read a file, or `$ROADKIT_KEYS`, or nothing."""
         text = path.read_text() if path and path.exists() else "" if path else os.environ.get(VARIABLE, "")
         if not text.strip():
-            return cls()
+            return cls(path=path)
         try:
-            return cls(tuple(TypeAdapter(list[Key]).validate_python(json.loads(text)["keys"])))
+            return cls(tuple(TypeAdapter(list[Key]).validate_python(json.loads(text)["keys"])), path)
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             where = str(path) if path else f"${VARIABLE}"
             raise RoadkitError(f"{where} holds no keys: {type(error).__name__} (its content is not shown)") from None
@@ -71,7 +92,7 @@ class Keyring:
 
     def caller(self, authorization: str | None) -> Key:
         """Whose request this is. Raises `ApiError` 401. Every digest is compared, each in constant time."""
-        if not self.keys:
+        if self.open:
             return Key(name=LOCAL, sha256="0" * 64, tenant=LOCAL, admin=True)
         scheme, _, text = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not text.strip():
@@ -83,6 +104,15 @@ class Keyring:
         if found is None:
             raise ApiError(401, "incorrect API key provided", code="invalid_api_key")
         return found
+
+
+def _stamp(path: Path | None) -> tuple[int, ...]:
+    """What changes when a file is replaced or written to."""
+    try:
+        found = path.stat() if path else None
+    except OSError:
+        return ()
+    return (found.st_mtime_ns, found.st_size, found.st_ino) if found else ()
 
 
 def _digest(text: str) -> str:

@@ -9,6 +9,9 @@ from .. import models
 from ..engine.packed import Weights
 from .embedded import EmbeddedEngine
 from .encoder import EncoderEngine
+from .settings import Limits
+
+TEXTS = 8  # that may wait at an encoder for each request that may wait at a decoder
 
 
 def open_backend(
@@ -35,7 +38,7 @@ def open_backend(
             models.load_encoder(model, num_labels=labels, device=models.best_device(device)),
             models.load_tokenizer(model),
             max_batch=max_batch,
-            max_queue=max_queue,
+            max_queue=max(TEXTS * max_queue, 2 * Limits().max_inputs),  # half of it takes a whole request
             own_head=own_head,
         )
     from ..engine.engine import Engine

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import httpx
@@ -37,7 +37,7 @@ class Client:
         self._check(answer)
         return [model["id"] for model in answer.json()["data"]]
 
-    def stream(self, body: dict) -> Iterator[str]:
+    def stream(self, body: dict) -> Generator[str]:
         """The pieces of a chat answer."""
         try:
             with self._http.stream("POST", f"{self.url}/chat/completions", json={**body, "stream": True}) as answer:
@@ -56,14 +56,21 @@ class Client:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RequestError(f"{self.url}: {error}") from error
 
-    def together(self, streams: list[Iterator[str]]) -> Iterator[str]:
-        """Run several streams at once; yields whatever comes from any. The first failure is raised at the end."""
+    def together(self, streams: Sequence[Generator[str]]) -> Iterator[str]:
+        """Run several streams at once; yields whatever comes from any. The first failure is raised at the end.
+
+        Whoever stops reading ends the streams, each at its next piece.
+        """
         pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         failures: list[RequestError] = []
+        stopped = threading.Event()
 
-        def run(stream: Iterator[str]) -> None:
+        def run(stream: Generator[str]) -> None:
             try:
                 for piece in stream:
+                    if stopped.is_set():
+                        stream.close()
+                        break
                     pieces.put(piece)
             except RequestError as error:
                 failures.append(error)
@@ -73,12 +80,15 @@ class Client:
         for stream in streams:
             threading.Thread(target=run, args=(stream,), daemon=True).start()
         left = len(streams)
-        while left:
-            piece = pieces.get()
-            if piece is None:
-                left -= 1
-            else:
-                yield piece
+        try:
+            while left:
+                piece = pieces.get()
+                if piece is None:
+                    left -= 1
+                else:
+                    yield piece
+        finally:
+            stopped.set()
         if failures:
             raise failures[0]
 
@@ -104,12 +114,17 @@ class Talk:
     temperature: float = 0.0
     messages: list[dict[str, str]] = field(default_factory=list)
     answer: str = ""
+    _turn: int = 0
 
-    def say(self, text: str) -> Iterator[str]:
-        """Add a message and read the answer, which joins the conversation when it is complete."""
+    def say(self, text: str) -> Generator[str]:
+        """Add a message and read the answer, which joins the conversation when it is complete.
+
+        An answer that is still read when the next message is said ends there, and joins nothing.
+        """
         head = [{"role": "system", "content": self.system}] if self.system else []
         asked = {"role": "user", "content": text}
         self.answer = ""
+        self._turn = turn = self._turn + 1
         body = {
             "model": self.model,
             "messages": [*head, *self.messages, asked],
@@ -117,6 +132,8 @@ class Talk:
             "temperature": self.temperature,
         }
         for piece in self.client.stream(body):
+            if self._turn != turn:
+                return
             self.answer += piece
             yield piece
         self.messages += [asked, {"role": "assistant", "content": self.answer}]

@@ -27,7 +27,7 @@ from ..intervene.intervention import Intervention
 from ..intervene.sites import check_sites
 from .fair import FairQueue
 from .protocol import Job, Stats, cancelled
-from .worker import Worker, check_base, check_fit
+from .worker import Worker, check_base, check_device, check_fit
 
 log = logging.getLogger("roadkit.server")
 
@@ -128,6 +128,7 @@ class EmbeddedEngine:
             except Exception:  # a fault of ours: these requests end, the next ones start afresh
                 log.exception("the engine failed outside a step; its requests are ended")
                 busy = False
+                check_device(self.engine.runner.model.device)
                 for job in list(self._streams):
                     self._cancel(job, "the engine failed")
             self._steps += busy

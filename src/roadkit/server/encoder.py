@@ -27,7 +27,7 @@ from ..expression import Term
 from ..intervene.intervention import Intervention
 from .fair import FairQueue
 from .protocol import Job, Stats
-from .worker import Worker, check_fit, rotating
+from .worker import Worker, check_device, check_fit, rotating
 
 log = logging.getLogger("roadkit.server")
 
@@ -54,15 +54,16 @@ class EncoderEngine:
         tokenizer: Any,
         *,
         max_batch: int = 32,
-        max_queue: int = 1024,
+        max_queue: int = 2048,  # texts, half of them one tenant's
         own_head: bool = True,
     ):
         self.own_head = own_head  # else only adapters that bring a head classify
         self.model, self.tokenizer, self.max_batch = model.eval(), tokenizer, max_batch
         self.classifies = type(model).__name__.endswith("ForSequenceClassification")
-        self.max_context = int(getattr(model.config, "max_position_embeddings", 512))
+        self.max_context = _longest(model)
         self.bank = Bank(model, slots=max(2 * max_batch, 16))
-        self._queue: FairQueue[EncoderJob] = FairQueue(max_waiting=max_queue, max_waiting_per_tenant=max_queue)
+        half = max(1, max_queue // 2)
+        self._queue: FairQueue[EncoderJob] = FairQueue(max_waiting=max_queue, max_waiting_per_tenant=half)
         self._worker = Worker("roadkit-encoder", self._run)
         self._steps, self._busy, self._running = 0, 0.0, 0
         self._tokenizing = threading.Lock()
@@ -156,6 +157,7 @@ class EncoderEngine:
                 return
             if not isinstance(error, RoadkitError):
                 log.exception("a batch failed")
+                check_device(self.model.device)
             results = [error]
         self._steps, self._busy, self._running = self._steps + 1, self._busy + time.monotonic() - start, 0
         for job in batch:
@@ -184,6 +186,14 @@ class EncoderEngine:
         if not all(bool(row.isfinite().all()) for row in rows):
             raise RequestError("the model's output is not finite with this adapter")
         return [row.float().tolist() for row in rows]
+
+
+def _longest(model: PreTrainedModel) -> int:
+    """Tokens of a text at most: RoBERTa's and its kin's first position is the one after the padding's."""
+    positions = getattr(model.config, "max_position_embeddings", 512)
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    padding = next((table.padding_idx for table in tables if isinstance(table, torch.nn.Embedding)), None)
+    return int(positions) - (0 if padding is None else padding + 1)
 
 
 def _deliver(batch: list[EncoderJob], results: list[list[float] | Exception]) -> None:

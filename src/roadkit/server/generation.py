@@ -182,6 +182,15 @@ class Generation:
             "prompt_tokens_details": {"cached_tokens": min(cached, read)},
         }
 
+    @property
+    def _charged(self) -> int:
+        """Tokens that the engine read (a prompt once, whatever n) and wrote; none of a request that it never began."""
+        read: dict[int, int] = {}
+        for index, completion in self.completions.items():
+            prompt = index // max(1, self.count // len(self.prompt_ids))
+            read[prompt] = max(read.get(prompt, 0), completion.prompt_tokens)
+        return sum(read.values()) + sum(len(completion.token_ids) for completion in self.completions.values())
+
     # ---- inside ----------------------------------------------------------------------------------------------
 
     def _deliver(self, index: int, chunk: Chunk) -> None:
@@ -204,8 +213,7 @@ class Generation:
         if not ended or self._let_go:
             return
         self._let_go = True
-        usage = self.usage
-        self.service.meter(self.key).leave(self.model, count=self.count, tokens=usage["total_tokens"])
+        self.service.meter(self.key).leave(self.model, count=self.count, tokens=self._charged)
         if self._lease is not None:
             self.service.residents.release(self._lease)
 

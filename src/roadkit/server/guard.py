@@ -85,7 +85,7 @@ class Guard:
         """Everything that can refuse a request; returns `receive` with the size limit built in."""
         path, change = scope["path"], scope["method"] not in ("GET", "HEAD", "OPTIONS")
         keyring = self.service.keyring
-        if not keyring.keys:
+        if keyring.open:
             self._check_site(headers, page=is_page(path))
             if change and path.startswith("/v1/adapters") and CHANGE_HEADER not in headers:
                 raise ApiError(403, f"changes need the header {CHANGE_HEADER} (any value) on a server without keys")

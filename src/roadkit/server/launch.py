@@ -54,7 +54,7 @@ def check_exposure(host: str, keyring: Keyring, *, insecure: bool, tls: bool) ->
     """Refuse to answer strangers by accident. Raises `RoadkitError`."""
     if is_loopback(host):
         return
-    if not keyring.keys and not insecure:
+    if keyring.open and not insecure:
         raise RoadkitError(
             f"refusing to listen on {host} without API keys: anybody who reaches it could use and change everything; "
             "make one with --make-key NAME --keys FILE, or say --insecure"
@@ -123,11 +123,18 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
-            self.force_exit = True
+        if self._service.draining:
+            self.should_exit = self.force_exit = True
             self._service.cut()
             return
         log.info("draining", extra={"in_flight": self._service.in_flight})
         self._service.drain()
+        self._leaving = asyncio.get_running_loop().create_task(self._leave())
+
+    async def _leave(self) -> None:
+        """Answer with 503 until what ran has ended or its time is over; uvicorn stops listening as soon as it is told."""
+        over = time.monotonic() + self._service.settings.drain_seconds
+        while self._service.in_flight and time.monotonic() < over:
+            await asyncio.sleep(0.05)
+        self._service.cut()
         self.should_exit = True
-        asyncio.get_running_loop().call_later(self._service.settings.drain_seconds, self._service.cut)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 
-from .errors import overloaded
+from .errors import ApiError, overloaded
 from .settings import Quota
 
 
@@ -42,8 +42,10 @@ class Meter:
         self._live: Counter[str] = Counter()
 
     def enter(self, expression: str, *, count: int = 1) -> None:
-        """Count a request for `count` answers in, or raise `ApiError` 429."""
+        """Count a request for `count` answers in, or raise `ApiError` 429; 400 where it would be too much at any time."""
         quota = self.quota
+        if quota.concurrency is not None and count > quota.concurrency:
+            raise ApiError(400, f"one request asks for {count} answers, your key may have {quota.concurrency} at once")
         for bucket, what in ((self._requests, "requests"), (self._tokens, "tokens")):
             if bucket is not None and (seconds := bucket.wait()) > 0:
                 raise overloaded(f"your key's {what} per minute are used up", retry_after=seconds)

@@ -2,7 +2,7 @@
 
     registry = Registry(Path("registry"))
     entry = registry.put("acme", "formal", config, weights)
-    entries = registry.entries()                     # at start: sweeps what a killed server left behind
+    entries = registry.entries()                     # at start: sweeps what a killed server left behind, and nothing else
 
     registry/<tenant>/<name>/current.json            which version, written last and atomically
     registry/<tenant>/<name>/versions/<sha256>/      the two files, never changed; the previous version stays too
@@ -49,8 +49,8 @@ class Registry:
     def entries(self) -> list[Entry]:
         """What is registered. Removes unfinished uploads and versions that nothing points to."""
         found = []
-        for folder in sorted(self.root.glob("*/*")):
-            if not folder.is_dir():
+        for folder in sorted(self.root.glob("_*/_*")):  # as `encoded` names them
+            if not folder.is_dir() or not _is_ours(folder):
                 continue
             if not (folder / POINTER).exists():
                 log.warning("removing an unfinished upload: %s", folder.name)
@@ -109,6 +109,11 @@ class Registry:
         for stale in [*versions.iterdir(), *folder.glob(f".{POINTER}.*")]:
             if stale.name not in keep:
                 shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Nothing lies there but what `put` writes: a root that somebody shares with other things loses none of them."""
+    return all(path.name in ("versions", POINTER) or path.name.startswith(f".{POINTER}.") for path in folder.iterdir())
 
 
 def _holds(folder: Path, version: str) -> bool:

@@ -23,7 +23,7 @@ from .protocol import Backend, Job
 from .quota import Meter
 from .registry import Registry
 from .residents import Factor, Residents
-from .settings import Settings
+from .settings import Quota, Settings
 
 log = logging.getLogger("roadkit.server")
 
@@ -41,7 +41,7 @@ class Service:
         self.created = int(time.time())
         self.in_flight, self.draining, self.jobs = 0, False, set[Job]()
         self.changing = asyncio.Lock()  # one change of the catalog at a time
-        self._meters: dict[str, Meter] = {}
+        self._meters: dict[tuple[str, Quota], Meter] = {}
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="roadkit-work")
         self._changers = ThreadPoolExecutor(2, thread_name_prefix="roadkit-change")
 
@@ -84,10 +84,8 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._changers, call)
 
     def meter(self, key: Key) -> Meter:
-        """What a key has used so far."""
-        if key.name not in self._meters:
-            self._meters[key.name] = Meter(key.quota)
-        return self._meters[key.name]
+        """What a key has used so far of its quota; another quota begins anew."""
+        return self._meters.setdefault((key.name, key.quota), Meter(key.quota))
 
     def keep(
         self, tenant: str, name: str, config: bytes, weights: bytes, *, public: bool = False, pinned: bool = False

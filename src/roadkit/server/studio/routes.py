@@ -53,7 +53,7 @@ def router(service: Service) -> APIRouter:
         return {
             "model": service.settings.model,
             "version": __version__,
-            "keyed": bool(service.keyring.keys),
+            "keyed": not service.keyring.open,
             "admin": caller.admin,
             "uploads": caller.admin and service.registry is not None,
             "generates": generates,
