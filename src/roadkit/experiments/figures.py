@@ -92,7 +92,7 @@ _PLACED = re.compile(r"(?P<side>.+?)(?:,? rank (?P<rank>\d+)|, (?P<tokens>\d+) t
 OVER = {  # what figure 4 is drawn over → its panel's title
     "rank": "one request",
     "tokens": "eight requests, each its own adapter",
-    "requests": "16 tokens a request, each its own adapter",
+    "requests": "each its own adapter, 16 tokens",
 }
 
 
