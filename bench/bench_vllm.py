@@ -230,7 +230,7 @@ def _serve(
     )
     print(f"BENCH {time.perf_counter() - begin}", flush=True)
     sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
-    adapters = [LoRARequest(f"{engine}{i}", i + 1, os.path.join(folder, f"{engine}{i}")) for i in range(64)]
+    adapters = [LoRARequest(f"{engine}{i}", i + 1, os.path.join(folder, f"{engine}{i}")) for i in range(slots or 0)]
     for line in sys.stdin:
         count, carried, prompts = json.loads(line)
         requests = {None: None, "one": [adapters[0]] * count, "distinct": adapters[:count]}[carried]

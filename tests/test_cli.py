@@ -93,13 +93,30 @@ def test_merge_writes_a_model_that_transformers_loads(runner, tmp_path, tiny_lla
         def save_pretrained(self, folder):
             (folder / "tokenizer.json").write_text("{}")
 
-    monkeypatch.setattr(models, "load_causal", lambda name: tiny_llama())
-    monkeypatch.setattr(models, "load_tokenizer", lambda name: Tokenizer())
+    monkeypatch.setattr(models, "load_causal", lambda name, dtype: tiny_llama())
+    monkeypatch.setattr(models, "load_processor", lambda name: Tokenizer())
     arguments = ["adapter", "merge", str(tmp_path / "adapter"), "--model", "tiny", "-o", str(tmp_path / "merged")]
     assert runner.invoke(app, arguments).exit_code == 0
     with torch.no_grad():
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
     torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_merged_model_is_the_base_in_type_and_tokenizer(runner, tmp_path, tiny_llama, tiny_tokenizer, random_adapter):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tiny_llama().to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    published = AutoTokenizer.from_pretrained(tmp_path / "base")
+    random_adapter(tiny_llama()).save(tmp_path / "adapter")
+    arguments = ["adapter", "merge", str(tmp_path / "adapter"), "--model", str(tmp_path / "base")]
+    for options, dtype in (([], torch.bfloat16), (["--dtype", "float32"], torch.float32)):
+        assert runner.invoke(app, [*arguments, *options, "-o", str(tmp_path / "merged")]).exit_code == 0
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto").dtype == dtype
+        assert AutoTokenizer.from_pretrained(tmp_path / "merged").pad_token == published.pad_token
+    (tmp_path / "merged" / "notes.txt").write_text("mine")
+    refused = runner.invoke(app, [*arguments, "-o", str(tmp_path / "merged")]).exception
+    assert isinstance(refused, RoadkitError) and "notes.txt" in str(refused)
 
 
 @pytest.mark.parametrize(

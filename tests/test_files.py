@@ -92,7 +92,11 @@ def test_error_inside_leaves_the_old_directory(tmp_path, system):
 def test_old_files_do_not_stay(tmp_path, system):
     with replaced_directory(tmp_path / "folder") as folder:
         fill(folder, "old", 5)
-    with replaced_directory(tmp_path / "folder") as folder:
+    with pytest.raises(FileExistsError, match="part2, part3, part4"):
+        with replaced_directory(tmp_path / "folder", stale=["part9"]) as folder:
+            fill(folder, "new", 2)
+    assert len(os.listdir(tmp_path / "folder")) == 5
+    with replaced_directory(tmp_path / "folder", stale=["part2", "part3", "part4"]) as folder:
         fill(folder, "new", 2)
     assert sorted(os.listdir(tmp_path / "folder")) == ["part0", "part1"]
 
@@ -101,7 +105,9 @@ def test_what_is_not_ours_is_not_deleted(tmp_path, system):
     project = tmp_path / "project"
     (project / "src").mkdir(parents=True)
     (project / "thesis.tex").write_text("years of work")
-    with pytest.raises(FileExistsError, match=r"project holds other things \(src/\), which would be deleted"):
+    with pytest.raises(
+        FileExistsError, match=r"project holds other things \(src/, thesis.tex\), which would be deleted"
+    ):
         with replaced_directory(project) as folder:
             fill(folder, "new")
     (project / "src").rmdir()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gc
 import weakref
 
@@ -560,3 +561,53 @@ def test_models_are_not_kept_alive(tiny_llama, random_adapter):
         gc.collect()
         assert gone() is None
     assert not modules._attachments
+
+
+# ---- what must not happen halfway, or silently ------------------------------------------------------------------
+
+
+def test_a_merge_that_runs_out_of_memory_changes_nothing(tiny_llama, random_adapter, monkeypatch):
+    model = tiny_llama().to(torch.bfloat16)
+    adapter = random_adapter(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    clone, calls = torch.Tensor.clone, []
+
+    def full(tensor, *args, **options):
+        calls.append(tensor)
+        if len(calls) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return clone(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "clone", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        merge(model, adapter)
+    monkeypatch.undo()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(ModelError, match="nothing is merged"):
+        unmerge(model)
+
+
+def test_eight_bit_floats_are_not_merged_into(tiny_llama, random_adapter):
+    model = tiny_llama()
+    adapter = random_adapter(model)
+    layer = model.model.layers[0].self_attn.q_proj
+    layer.weight = nn.Parameter(layer.weight.data.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(ModelError, match="q_proj is quantised"):
+        merge(model, adapter)
+
+
+def test_a_head_has_no_place_on_an_offloaded_module(tiny_bert, random_adapter):
+    model = tiny_bert(num_labels=2)
+    adapter = random_adapter(model, layers=("query",))
+    headed = dataclasses.replace(adapter, heads={"classifier": {"weight": torch.ones(2, 64)}})
+    model.classifier.to("meta")
+    with pytest.raises(AdapterError, match="classifier is offloaded"):
+        attach(model, headed)
+    with attached(model, adapter):
+        pass
+
+
+def test_a_backbone_is_no_layer():
+    backbone = nn.Module()
+    backbone.out_features = ["stage1", "stage4"]
+    assert width_of(backbone) is None

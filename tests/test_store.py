@@ -550,3 +550,15 @@ def test_fsspec_addresses_are_read():
 def test_addresses_with_nothing_behind_are_refused(address, message):
     with pytest.raises(AdapterError, match=re.escape(message)):
         Adapter.load(address)
+
+
+def test_what_lies_beside_an_adapter_is_not_deleted(tmp_path, random_adapter, tiny_llama):
+    adapter = random_adapter(tiny_llama())
+    for name in ("README.md", "training.json"):  # of the training run before, which is replaced
+        (tmp_path / name).write_text("old")
+    adapter.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    (tmp_path / "optimizer.pt").write_text("hours")
+    with pytest.raises(AdapterError, match=r"holds other things \(optimizer.pt\), which would be deleted"):
+        adapter.save(tmp_path)
+    assert (tmp_path / "optimizer.pt").read_text() == "hours" and Adapter.load(tmp_path) == adapter

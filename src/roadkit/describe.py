@@ -7,6 +7,8 @@ anatomy(adapter)["cells"][0]                                                    
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,17 +18,44 @@ from .adapter import Adapter
 from .errors import AdapterError, AlgebraError, nearest
 from .rotation import condition, is_scaled_rotation, power, raise_to_parameters
 
-_PLACE = re.compile(r"(?:^|\.)(\d+)\.(.+)$")
+_PLACE = re.compile(r"^(?:(.*?)\.)?(\d+)\.(.+)$")
+
+
+def places(layers: Iterable[str], *, shortest: int = 0) -> dict[str, tuple[int | None, str]]:
+    """Layer → its block's number (None without one) and its kind, which no other layer of the block has.
+
+    The block is the first number of the name. The kind is the last part of the name ('q_proj'); where two layers of a block
+    share it ('dense' in BERT), all that follows the number ('attention.output.dense'); where they share that too (T5's two
+    stacks), also what precedes it. `shortest` 1 begins with the second.
+    """
+    found: dict[str, tuple[int | None, str]] = {}
+    left = {name: _kinds(name) for name in layers}
+    for level in (0, 1, 2)[shortest:]:
+        taken = Counter((block, kinds[level]) for block, kinds in left.values())
+        shared = {kind for (_, kind), count in taken.items() if count > 1} if level < 2 else set()
+        found |= {name: (block, kinds[level]) for name, (block, kinds) in left.items() if kinds[level] not in shared}
+        left = {name: own for name, own in left.items() if name not in found}
+    return found
+
+
+def _kinds(name: str) -> tuple[int | None, tuple[str, str, str]]:
+    """The block's number, and the kind at three lengths."""
+    place = _PLACE.match(name)
+    last = name.rpartition(".")[2]
+    if place is None:
+        return None, (last, name, name)
+    before, block, after = place.groups()
+    return int(block), (last, after, f"{before}.{after}" if before else after)
 
 
 def describe(adapter: Adapter) -> dict[str, Any]:
-    """Identity and, for each kind of layer (the last part of its name), how far it turns and scales its pairs.
+    """Identity and, for each kind of layer (`places`), how far it turns and scales its pairs; width: of the widest.
 
     Angles are in degrees, log scales natural; both over the adapter's (a, b), read as road_1 or road_2.
     """
     kinds: dict[str, list[str]] = {}
-    for name in adapter.layout.layers:
-        kinds.setdefault(name.rpartition(".")[2], []).append(name)
+    for name, (_, kind) in places(adapter.layout.layers).items():
+        kinds.setdefault(kind, []).append(name)
     modules = {}
     for kind, names in kinds.items():
         angles, scales, conditions = [], [], []
@@ -38,7 +67,7 @@ def describe(adapter: Adapter) -> dict[str, Any]:
         angle = torch.cat(angles)
         modules[kind] = {
             "layers": len(names),
-            "width": adapter.layout.layers[names[0]][0],
+            "width": max(adapter.layout.layers[name][0] for name in names),
             "mean_angle": float(angle.mean()),
             "max_angle": float(angle.max()),
             "mean_log_scale": float(torch.cat(scales).mean()),
@@ -60,18 +89,18 @@ def describe(adapter: Adapter) -> dict[str, Any]:
 def anatomy(adapter: Adapter) -> dict[str, Any]:
     """Layer × module: how far every layer turns and scales its pairs on average.
 
-    A cell's `block` is the first number in the layer's name (None without one) and `module` what follows it:
+    A cell's `block` is the first number in the layer's name (None without one) and `module` what follows it (`places`):
     'model.layers.3.self_attn.q_proj' is block 3, module 'self_attn.q_proj'. Angles are in degrees, log scales natural.
     """
-    cells = []
+    cells, where = [], places(adapter.layout.layers, shortest=1)
     for name, (width, group_size) in adapter.layout.layers.items():
-        place = _PLACE.search(name)
+        block, module = where[name]
         angle, scale = _turned(adapter, name)
         cells.append(
             {
                 "layer": name,
-                "block": int(place[1]) if place else None,
-                "module": place[2] if place else name,
+                "block": block,
+                "module": module,
                 "pairs": width // 2,
                 "group_size": group_size,
                 "mean_angle": float(angle.mean()),

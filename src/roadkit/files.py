@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,11 +50,11 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 
 
 @contextmanager
-def replaced_directory(path: str | os.PathLike) -> Iterator[Path]:
+def replaced_directory(path: str | os.PathLike, *, stale: Collection[str] = ()) -> Iterator[Path]:
     """Yield an empty temporary directory that takes the place of `path` when the block ends without an error.
 
     An old directory at `path` is deleted. Raises `FileExistsError` where that would take more than an older version of
-    the same: a folder with none of the new files, or with subfolders that the new one lacks.
+    the same: anything that the new one lacks, but files that are named in `stale`.
     """
     path = Path(os.path.realpath(path))  # a link stays a link, and what it names is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def replaced_directory(path: str | os.PathLike) -> Iterator[Path]:
                     os.fsync(opened.fileno())
         _sync_directory(temporary)
         if not _move(temporary, path):
-            _check_same_kind(path, temporary)
+            _check_same_kind(path, temporary, stale)
             if not _exchange(temporary, path):  # no RENAME_EXCHANGE here: two renames, briefly no directory
                 old = temporary.with_suffix(".old")
                 os.rename(path, old)
@@ -90,11 +90,11 @@ def _move(source: Path, target: Path) -> bool:
     return True
 
 
-def _check_same_kind(old: Path, new: Path) -> None:
-    kept, made = {item.name: item for item in old.iterdir()}, {item.name for item in new.iterdir()}
-    lost = sorted(name + "/" for name, item in kept.items() if name not in made and item.is_dir())
-    if not kept.keys() & made or lost:
-        found = ", ".join((lost or sorted(kept))[:3])
+def _check_same_kind(old: Path, new: Path, stale: Collection[str]) -> None:
+    made = {item.name for item in new.iterdir()}
+    others = [item for item in old.iterdir() if item.name not in made and (item.is_dir() or item.name not in stale)]
+    if others:
+        found = ", ".join(sorted(item.name + "/" * item.is_dir() for item in others)[:3])
         raise FileExistsError(f"{old} holds other things ({found}), which would be deleted; name a new folder")
 
 

@@ -156,6 +156,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_processor(name: str) -> Any:
+    """What turns a user's inputs into the model's, as it was published: the tokenizer, or with it what reads images."""
+    from transformers import AutoProcessor
+
+    return _loaded(name, AutoProcessor, resolve(name))
+
+
 def _loaded(name: str, auto_class: Any, source: str, **options: Any) -> Any:
     from safetensors import SafetensorError
 

@@ -30,8 +30,8 @@ log = logging.getLogger("roadkit.modules")
 
 def width_of(module: nn.Module) -> int | None:
     """Output width of a layer that can be rotated, else None."""
-    if isinstance(module, nn.Linear) or hasattr(module, "out_features"):
-        return int(module.out_features)  # type: ignore[arg-type]
+    if isinstance(width := getattr(module, "out_features", None), int):  # a backbone has a list of them
+        return width
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers' GPT-2 layer, weight [in, out]
         return int(module.nf)  # type: ignore[arg-type]
     return None
@@ -92,10 +92,12 @@ def match(model: nn.Module, adapter: Adapter) -> dict[str, nn.Module]:
         if name not in modules:
             problems.append(f"the model has no module {name!r} for the saved head")
         else:
-            known = {*dict(modules[name].named_parameters()), *dict(modules[name].named_buffers())}
+            known = {**dict(modules[name].named_parameters()), **dict(modules[name].named_buffers())}
             problems += [
                 f"{name} has no parameter {leaf!r} for the saved head" for leaf in tensors if leaf not in known
             ]
+            if any(leaf in known and known[leaf].device.type == "meta" for leaf in tensors):
+                problems.append(f"{name} is offloaded, and the saved head cannot take its place: keep it on a device")
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise AdapterError("the adapter does not fit the model: " + "; ".join(problems[:5]) + more)
@@ -217,7 +219,8 @@ def merge(model: nn.Module, adapter: Adapter, *, keep_originals: bool | None = N
     """Rotate the weights in place: R(Wx + b) = (RW)x + Rb. Merges stack.
 
     keep_originals  keep the weights for a bit-exact `unmerge`; by default only where they are 16-bit, because there
-                    undoing by the inverse would round once more
+                    undoing by the inverse would round once more. They stay where the weights are: a model of 16
+                    bits that is not to be unmerged takes half the memory with keep_originals=False
 
     Raises `ModelError` for quantised, tied or shared weights, `AdapterError` where the adapter does not fit; the
     model is then untouched.
@@ -225,10 +228,11 @@ def merge(model: nn.Module, adapter: Adapter, *, keep_originals: bool | None = N
     modules = match(model, adapter)
     _check_mergeable(model, modules)
     originals: dict[str, tuple[Tensor, Tensor | None]] = {}
-    for name, module in modules.items():
+    for name, module in modules.items():  # all of them before the first is turned: memory may end here
         weight, bias = _weights(module)
         if keep_originals or (keep_originals is None and weight.dtype in (torch.float16, torch.bfloat16)):
             originals[name] = (weight.clone(), None if bias is None else bias.clone())
+    for name, module in modules.items():
         _rotate_weights(module, *adapter.layer(name))
     _merged.setdefault(model, []).append(_Merged(adapter, modules, originals, _swap_heads(model, adapter)))
 
@@ -307,7 +311,7 @@ def _check_mergeable(model: nn.Module, modules: dict[str, nn.Module]) -> None:
     for name, module in modules.items():
         weight = getattr(module, "weight", None)
         plain = isinstance(weight, Tensor) and type(weight.data) is Tensor and weight.is_floating_point()
-        if not plain or not isinstance(weight, Tensor):
+        if not isinstance(weight, Tensor) or not plain or weight.itemsize == 1:  # 8-bit floats have scales of their own
             kind = type(module).__name__
             problems.append(f"{name} is quantised ({kind}): attach to it instead, or merge into the float model")
         elif weight.device.type == "meta" or not weight.numel():

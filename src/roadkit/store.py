@@ -27,6 +27,7 @@ from .files import replaced_directory
 from .rotation import VARIANTS, layer_width, raise_to_parameters
 
 CONFIG, WEIGHTS = FILES = "adapter_config.json", "adapter_model.safetensors"
+BESIDE = ("README.md", "training.json")  # what training writes beside them
 PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 1 << 20
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -86,14 +87,14 @@ def save(adapter: Adapter, path: str | os.PathLike, *, extra_files: Mapping[str,
 
     A computed adapter is written as road_1 where every block is a scaled rotation, else as road_2.
     Raises `AdapterError` for an adapter whose layers have different group sizes, which PEFT's format cannot hold, and
-    for a path where something other than an adapter would be deleted.
+    for a folder that holds anything else: what would be deleted is named.
     """
     _check_finite(adapter, "the adapter cannot be saved")
     config, weights = serialize(adapter)
     if Path(path).exists() and not Path(path).is_dir():
         raise AdapterError(f"{path}: is a file; an adapter is saved as a directory")
     try:
-        with replaced_directory(path) as folder:
+        with replaced_directory(path, stale=BESIDE) as folder:
             for name, content in {**(extra_files or {}), CONFIG: config, WEIGHTS: weights}.items():
                 (folder / name).write_bytes(content)
     except FileExistsError as error:

@@ -2,6 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from roadkit.errors import ModelError, RequestError
 from roadkit.intervene import Intervention, Subspace, capture, intervened, site
@@ -84,6 +92,34 @@ def test_generation_acts_on_the_prompt_only_unless_all(tiny_llama, make_interven
         with intervened(model, tasks, num_prompt=[5]):
             logits = model(answer).logits[0]
         assert logits[4:-1].argmax(dim=-1).tolist() == answer[0, 5:].tolist()
+
+
+@torch.no_grad()
+def test_generation_without_a_cache_acts_on_the_same_positions(tiny_llama, make_intervention):
+    model = tiny_llama()
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    padded = torch.cat([torch.zeros(1, 2, dtype=torch.int64), IDS[:1, :3]], dim=1)
+    ids, mask = torch.cat([IDS[:1], padded]), torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    for text in ("last:1", "first:2", "all"):
+        answers = []
+        for use_cache in (True, False):
+            with intervened(model, make_intervention(text)):
+                answers.append(model.generate(ids, attention_mask=mask, use_cache=use_cache, **options))
+        assert torch.equal(*answers), text
+
+
+def test_sites_are_the_decoders_blocks():
+    """A vision tower may be deeper than the text model, and T5's first stack is its encoder."""
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4}
+    llava = LlavaForConditionalGeneration(LlavaConfig(
+        vision_config=CLIPVisionConfig(**small, num_hidden_layers=5, image_size=8, patch_size=4),
+        text_config=LlamaConfig(**small, num_hidden_layers=2, vocab_size=64),
+    ))  # fmt: skip
+    assert "language_model.layers.1" in site(llava, 1) and "vision" not in site(llava, 1)
+    with pytest.raises(ModelError, match="blocks 0 to 1"):
+        site(llava, 2)
+    t5 = T5ForConditionalGeneration(T5Config(d_model=32, d_ff=32, d_kv=8, num_heads=4, num_layers=3, vocab_size=64))
+    assert site(t5, 2) == "decoder.block.2"
 
 
 @torch.no_grad()

@@ -10,8 +10,7 @@ Angles are of the blocks' rotation parts and scales their √|det| (θ and α of
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,19 @@ import torch
 from .. import rotation
 from ..adapter import Adapter
 from ..algebra import distances
+from ..describe import places
 from ..errors import AlgebraError, RecipeError
 from ..modules import attached
 
 Rows = list[dict[str, Any]]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 STRENGTHS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-_BLOCK = re.compile(r"(?:^|\.)([0-9]+)\.(?:.*\.)?([^.]+)$")
-
-
-def place(name: str) -> tuple[int, str]:
-    """A layer's block number (−1 without one) and its kind, the last part of its name."""
-    found = _BLOCK.search(name)
-    return (int(found[1]), found[2]) if found else (-1, name.rpartition(".")[2])
 
 
 def angles(adapter: Adapter) -> Rows:
     """A row for each layer and quantity ('angle', 'log scale'): the 5, 25, 50, 75 and 95 % quantiles over its pairs."""
     rows = []
-    for name in adapter.layout.layers:
-        block, kind = place(name)
+    for name, block, kind in _layers(adapter):
         for quantity, values in zip(("angle", "log scale"), rotation.turn(*adapter.layer(name)), strict=True):
             points = torch.quantile(values, torch.tensor(QUANTILES)).tolist()
             quantiles = {f"q{round(100 * q):02}": value for q, value in zip(QUANTILES, points, strict=True)}
@@ -50,12 +42,17 @@ def angles(adapter: Adapter) -> Rows:
 def heatmap(adapter: Adapter) -> Rows:
     """A row for each layer: mean |angle| and mean |log scale| over its pairs."""
     rows = []
-    for name in adapter.layout.layers:
-        block, kind = place(name)
+    for name, block, kind in _layers(adapter):
         angle, scale = rotation.turn(*adapter.layer(name))
         numbers = {"mean_angle": float(angle.abs().mean()), "mean_log_scale": float(scale.abs().mean())}
         rows.append({"layer": block, "module": kind, **numbers})
     return rows
+
+
+def _layers(adapter: Adapter) -> Iterator[tuple[str, int, str]]:
+    """Name, block (−1 without a number) and kind of every layer."""
+    for name, (block, kind) in places(adapter.layout.layers).items():
+        yield name, -1 if block is None else block, kind
 
 
 def sweep(model: Any, examples: Sequence[Any], adapter: Adapter, strengths: Sequence[float] = STRENGTHS) -> Rows:
@@ -93,8 +90,8 @@ def trajectory(checkpoints: Mapping[int, Adapter]) -> Rows:
     rows = []
     for i, (step, adapter) in enumerate(zip(steps, ordered, strict=True), 1):
         kinds: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        for name in adapter.layout.layers:
-            kinds.setdefault(place(name)[1], []).append(rotation.turn(*adapter.layer(name)))
+        for name, _, kind in _layers(adapter):
+            kinds.setdefault(kind, []).append(rotation.turn(*adapter.layer(name)))
         far = {
             "from_base": float(matrix[0, i]),
             "from_previous": float(matrix[i - 1, i]),
@@ -109,7 +106,7 @@ def trajectory(checkpoints: Mapping[int, Adapter]) -> Rows:
 
 
 def load_checkpoints(folder: Path) -> dict[int, Adapter]:
-    """The complete checkpoints of a run (`checkpoint-10`, …) as adapters, and `folder` itself as the last where it is one."""
+    """The complete checkpoints of a run (`checkpoint-10`, …) as adapters."""
     found = {}
     for path in sorted(folder.glob("checkpoint-*")):
         number = path.name.rpartition("-")[2]

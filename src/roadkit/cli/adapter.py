@@ -106,9 +106,12 @@ def merge(
     output: Path = typer.Option(..., "--output", "-o", help="Folder to write the full model to."),
     model: str = typer.Option("smollm2", help="Base model: hub id, folder, or smollm2."),
     adapters: list[str] = typer.Option([], help="Adapters that the expression names. Repeatable."),
+    dtype: str = typer.Option(
+        "auto", help="Of the weights written: auto is the base's own, or float32, bfloat16, float16."
+    ),
     json: bool = _JSON,
 ) -> None:
-    """Write the base model with the adapter merged into its weights; plain transformers loads it."""
+    """Write a decoder with the adapter merged into its weights; plain transformers loads it."""
     from .. import models, modules
     from ..adapter import Adapter
     from ..expression import compose as evaluate
@@ -120,10 +123,13 @@ def merge(
         chosen = evaluate(source, {term.name: Adapter.load(sources[term.name]) for term in parse(source, sources)})
     else:
         chosen = Adapter.load(source)
-    base = models.load_causal(model)
-    modules.merge(base, chosen)
-    with replaced_directory(output) as folder:
-        base.save_pretrained(folder)
-        models.load_tokenizer(model).save_pretrained(folder)
+    base = models.load_causal(model, dtype=dtype)
+    modules.merge(base, chosen, keep_originals=False)
+    try:
+        with replaced_directory(output) as folder:
+            base.save_pretrained(folder)
+            models.load_processor(model).save_pretrained(folder)
+    except OSError as error:
+        raise RoadkitError(f"{output} cannot be written: {error}") from error
     facts = {"output": str(output), "model": model, "content_hash": chosen.content_hash}
     print(jsonlib.dumps(facts) if json else f"{output}: {model} with {chosen!r} merged")

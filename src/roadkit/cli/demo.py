@@ -21,6 +21,7 @@ def demo(
     """Train four adapters (kept for later), then answer eight requests, each with another adapter, in one batch."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
     from transformers.utils.logging import disable_progress_bar
 
     from .. import demo as demonstration
@@ -41,12 +42,13 @@ def demo(
     engine = Engine.from_pretrained(model, adapters={name: output / name for name in demonstration.ADAPTERS})
     results = {}
     for asked in question or demonstration.QUESTIONS:
-        table = Table(title=asked, show_lines=True, title_justify="left")
+        table = Table(title=Text(asked), show_lines=True, title_justify="left")
         table.add_column("adapter", no_wrap=True, style="cyan")
         table.add_column("answer")
         results[asked] = demonstration.answers(engine, asked)
         for answer in results[asked]:
-            table.add_row(answer.expression or "(base)", answer.completion.error or answer.completion.text.strip())
+            told = answer.completion.error or answer.completion.text.strip()
+            table.add_row(answer.expression or "(base)", Text(told))  # as it is, brackets too
         console.print(table)
     speed = demonstration.speed(engine, Engine.from_pretrained(model))
     table = Table(title="the same eight requests", title_justify="left")

@@ -7,7 +7,8 @@
     states = capture(model, ["model.layers.15"], "last:1", **inputs)  # hidden states to interchange
 
 The first pass (nothing cached yet) holds the prompts, of which the attention mask says how long each is; later passes
-hold generated tokens. To score prompt and answer in one pass, give `num_prompt`.
+hold generated tokens, or without a cache the first pass's tokens and those generated since. To score prompt and answer in
+one pass, give `num_prompt`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ class Pass:
         self.num_prompt = num_prompt
         self.columns: list[list[int]] = []
         self.is_prompt = True
+        self._last: Tensor | None = (
+            None  # the tokens of the last pass that read a prompt, and each sample's prompt's length
+        )
+        self._lengths: list[int] = []
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the model."""
@@ -51,13 +56,22 @@ class Pass:
             self.columns = [list(range(tokens))] * batch
         else:
             self.columns = [row.nonzero().squeeze(1).tolist() for row in mask[:, :tokens].bool()]
+        if self.is_prompt:
+            if not self._goes_on(inputs):
+                self._lengths = list(map(len, self.columns))
+            self._last = inputs
+
+    def _goes_on(self, inputs: Tensor) -> bool:
+        """Whether a pass reads the last one's tokens again and one more, as generation without a cache does."""
+        last = self._last
+        return last is not None and inputs.shape[1] == last.shape[1] + 1 and torch.equal(last, inputs[:, :-1])
 
     def chosen(self, sample: int, positions: Positions) -> list[int]:
         """The columns of the pass on which `positions` acts for a sample."""
         columns = self.columns[sample]
         if not self.is_prompt:
             return columns if positions.generated else []
-        length = len(columns) if self.num_prompt is None else self.num_prompt[sample]
+        length = (self._lengths if self.num_prompt is None else self.num_prompt)[sample]
         if not 0 < length <= len(columns):
             raise RequestError(f"sample {sample}: num_prompt is {length}, the pass holds {len(columns)} tokens of it")
         answer = columns[length:] if positions.generated else []

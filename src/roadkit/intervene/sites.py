@@ -17,11 +17,14 @@ _PARTS = {"attention": ("self_attn", "attn", "attention", "self_attention"), "ml
 
 
 def blocks(model: nn.Module) -> dict[int, str]:
-    """Number → name of every transformer block: the members of the model's longest list of like modules."""
+    """Number → name of every transformer block: the members of the longest list of like modules, of the decoder where the
+    model says which part that is (beside a vision tower, or an encoder)."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
+    inside = next((name + "." for name, module in model.named_modules() if name and module is decoder), "")
     lists = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1
+        if name.startswith(inside) and isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1
     }
     if not lists:
         raise ModelError(f"{type(model).__name__} has no list of blocks to intervene on")

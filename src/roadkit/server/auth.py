@@ -62,13 +62,14 @@ class Keyring:
         return not self.keys and self.path is None
 
     def refresh(self) -> None:
-        """Take over what the file says now. One that cannot be read changes nothing; one without keys lets nobody in."""
-        if self.path is None or (stamp := _stamp(self.path)) == self._stamp:
+        """Take over what the file says now. One that is gone or cannot be read changes nothing; one without keys lets nobody
+        in."""
+        if not (stamp := _stamp(self.path)) or stamp == self._stamp:
             return
         self._stamp = stamp
         try:
             self.keys = Keyring.load(self.path).keys
-        except RoadkitError as error:
+        except (OSError, RoadkitError) as error:
             log.error("the keys stay as they were: %s", error)
         else:
             log.info("keys read again", extra={"keys": len(self.keys)})

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..adapter import Adapter, Base
 from ..errors import RecipeError
 from ..files import replaced_directory
-from ..store import CONFIG, PREFIX, WEIGHTS, serialize
+from ..store import BESIDE, CONFIG, FILES, PREFIX, WEIGHTS, serialize
 from .tuned import ADAPTER, lora_config
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 ROAD, LORA = "road", "lora"
-CARD, FIGURES = EXTRA = "README.md", "training.json"
+CARD, FIGURES = BESIDE
+OWN = (*FILES, *BESIDE)  # an adapter's files
 
 
 def trainable_tensors(model: PeftModel, state: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
@@ -99,19 +100,19 @@ def check_output(path: str | Path, recipe: Recipe) -> None:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise RecipeError(f"output {path} is a file; an adapter is written as a directory")
-    new = {ROAD, LORA, *EXTRA} if recipe.lora else {CONFIG, WEIGHTS, *EXTRA}
-    old = {item.name: item for item in path.iterdir()} if path.is_dir() else {}
-    other = sorted(name + "/" for name, item in old.items() if name not in new and item.is_dir())
-    if other or (old and not old.keys() & new):
-        raise RecipeError(
-            f"output {path} holds other things ({', '.join((other or sorted(old))[:3])}); name a new folder"
-        )
+    folders = (ROAD, LORA) if recipe.lora else ()
+    found = list(path.iterdir()) if path.is_dir() else []
+    others = sorted(
+        item.name + "/" * item.is_dir() for item in found if item.name not in (folders if item.is_dir() else OWN)
+    )
+    if others:
+        raise RecipeError(f"output {path} holds other things ({', '.join(others[:3])}); name a new folder")
 
 
 def write_files(path: str | Path, files: Mapping[str, bytes]) -> None:
     """Write a directory in one step; a crash or a full disk leaves what was there before."""
     try:
-        with replaced_directory(path) as folder:
+        with replaced_directory(path, stale=OWN) as folder:
             _write(folder, files)
     except OSError as error:
         raise RecipeError(f"{path} cannot be written: {error}; what was there before is untouched") from error
