@@ -118,6 +118,19 @@ def best_device(asked: str | None = None) -> str:
     return asked
 
 
+def device_lost(device: torch.device) -> bool:
+    """Whether a GPU takes no more work from this process, as after a failed assertion in one of its kernels."""
+    import torch
+
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 def load_causal(name: str, *, dtype: torch.dtype | str = "float32", device: str = "cpu") -> PreTrainedModel:
     """A decoder with its language-model head, in eval mode; one that sees images too. `name` as in `resolve`."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText

@@ -119,6 +119,27 @@ def test_a_tenant_takes_half_of_the_queue_at_most_and_a_whole_request_fits_in(tm
         engine.submit(EncoderJob([5], None, "embed", "zeta", lambda result: None))
 
 
+def test_an_encoder_on_a_lost_gpu_answers_and_stops(tiny_bert, tiny_tokenizer, monkeypatch):
+    engine = EncoderEngine(tiny_bert(vocab_size=384), tiny_tokenizer)
+    monkeypatch.setattr(engine, "_forward", lambda batch: 1 / 0)
+
+    async def run():
+        engine.start()
+        for lost in (False, True):
+            monkeypatch.setattr(models, "device_lost", lambda device, lost=lost: lost)
+            answered = asyncio.get_running_loop().create_future()
+            engine.submit(EncoderJob([5], None, "embed", "local", answered.set_result))
+            assert isinstance(await asyncio.wait_for(answered, 30), ZeroDivisionError)
+        for _ in range(100):
+            if not engine.alive:
+                break
+            await asyncio.sleep(0.05)
+        assert not engine.alive
+        engine.close()
+
+    asyncio.run(run())
+
+
 def test_each_request_has_its_own_head(serve):
     async def run(http, model, adapter):
         names = ["tiny", "mine", "headed", "headed*0.5"]

@@ -9,6 +9,7 @@ import time
 import httpx
 import pytest
 
+from roadkit import models
 from roadkit.expression import Term
 from roadkit.server.generation import Generation
 from roadkit.server.quota import Bucket
@@ -208,6 +209,28 @@ def test_sigterm_ends_what_does_not_finish_in_time(start):
         begun = time.monotonic()
         assert any("shutting down" in line for line in lines)
     assert server.stop() == 0 and time.monotonic() - begun < 15
+
+
+def test_a_lost_gpu_ends_the_requests_and_is_seen_by_the_orchestrator(local, monkeypatch):
+    async def run():
+        async with local() as (service, http):
+            assert (await http.post("/v1/completions", json=BODY)).status_code == 200
+
+            def fail(*_):
+                raise RuntimeError("CUDA error: device-side assert triggered")
+
+            monkeypatch.setattr(service.backend.engine.runner, "step", fail)
+            assert (await http.post("/v1/completions", json=BODY)).status_code == 500  # one step's fault
+            assert (await http.get("/health")).status_code == 200
+            monkeypatch.setattr(models, "device_lost", lambda device: True)
+            assert (await http.post("/v1/completions", json=BODY)).status_code == 500
+            for _ in range(100):
+                if (await http.get("/health")).status_code == 503:
+                    break
+                await asyncio.sleep(0.05)
+            assert [(await http.get(path)).status_code for path in ("/health", "/ready")] == [503, 503]
+
+    asyncio.run(run())
 
 
 def test_logs_hold_neither_prompts_nor_keys(server):

@@ -195,7 +195,10 @@ class Engine:
             return stream
 
     def step(self) -> bool:
-        """Run one step for everything that is running; False when there is nothing to do."""
+        """Run one step for everything that is running; False when there is nothing to do.
+
+        Requests of a step that fails end with an error; raised is only what no later step could do better (a lost GPU).
+        """
         with self._lock:
             batch = self.scheduler.next_batch()
             while self.scheduler.failed:
@@ -211,7 +214,8 @@ class Engine:
                 log.exception("a step failed")
                 for sequence, _ in batch:
                     self._finish(sequence, "error", error=f"{type(error).__name__}: {error}")
-                return True
+                if models.device_lost(self.runner.model.device):
+                    raise
             return True
 
     def cancel(self, sequence: scheduling.Sequence) -> None:

@@ -27,7 +27,7 @@ from ..intervene.intervention import Intervention
 from ..intervene.sites import check_sites
 from .fair import FairQueue
 from .protocol import Job, Stats, cancelled
-from .worker import Worker, check_base, check_device, check_fit
+from .worker import Worker, check_base, check_fit
 
 log = logging.getLogger("roadkit.server")
 
@@ -128,9 +128,11 @@ class EmbeddedEngine:
             except Exception:  # a fault of ours: these requests end, the next ones start afresh
                 log.exception("the engine failed outside a step; its requests are ended")
                 busy = False
-                check_device(self.engine.runner.model.device)
                 for job in list(self._streams):
                     self._cancel(job, "the engine failed")
+                if models.device_lost(self.engine.runner.model.device):
+                    log.critical("the GPU takes no more work from this process: it must be started again")
+                    break  # and /health says so
             self._steps += busy
             self._busy += (time.monotonic() - start) if busy else 0.0
             self._flush()

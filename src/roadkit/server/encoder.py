@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from .. import models
 from ..adapter import Adapter
 from ..engine.bank import Bank
 from ..errors import AdapterError, RequestError, RoadkitError
@@ -27,7 +28,7 @@ from ..expression import Term
 from ..intervene.intervention import Intervention
 from .fair import FairQueue
 from .protocol import Job, Stats
-from .worker import Worker, check_device, check_fit, rotating
+from .worker import Worker, check_fit, rotating
 
 log = logging.getLogger("roadkit.server")
 
@@ -66,6 +67,7 @@ class EncoderEngine:
         self._queue: FairQueue[EncoderJob] = FairQueue(max_waiting=max_queue, max_waiting_per_tenant=half)
         self._worker = Worker("roadkit-encoder", self._run)
         self._steps, self._busy, self._running = 0, 0.0, 0
+        self._lost = False  # the GPU: then the thread ends, and /health says so
         self._tokenizing = threading.Lock()
 
     def start(self) -> None:
@@ -132,7 +134,7 @@ class EncoderEngine:
     # ---- the engine's thread -----------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._worker.closing:
+        while not self._worker.closing and not self._lost:
             self._worker.listen(wait=not len(self._queue))
             batch: list[EncoderJob] = []
             while len(batch) < self.max_batch and (job := self._queue.pop()) is not None:
@@ -157,7 +159,7 @@ class EncoderEngine:
                 return
             if not isinstance(error, RoadkitError):
                 log.exception("a batch failed")
-                check_device(self.model.device)
+                self._lost = models.device_lost(self.model.device)
             results = [error]
         self._steps, self._busy, self._running = self._steps + 1, self._busy + time.monotonic() - start, 0
         for job in batch:

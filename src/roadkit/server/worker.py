@@ -13,7 +13,6 @@ import queue
 import threading
 from collections.abc import Callable
 
-import torch
 from transformers import PreTrainedModel
 
 from .. import models, modules
@@ -82,13 +81,6 @@ class Worker:
             return
         if wait:
             done.wait(wait)
-
-
-def check_device(device: torch.device) -> None:
-    """Raises where a GPU takes no more work, as after a failed assertion in one of its kernels: then nothing that the
-    process does helps, the engine's thread ends, and `/health` says so."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def check_base(fingerprint: str, adapter: Adapter) -> None:
