@@ -24,7 +24,7 @@ from .scores import (
     size_of,
     suite_groups,
     suite_rates,
-)  # fmt: skip
+)
 
 TITLES = {"glue": "GLUE", "commonsense": "commonsense", "arithmetic": "arithmetic"}
 EXPERIMENTS = tuple(name + part for name in TITLES for part in ("", SEARCH))

@@ -170,13 +170,16 @@ def _search_jobs(suite, settings, search, data, methods) -> Iterator[Job]:
 
 
 def _chosen(suite, settings, search, ledger, methods) -> dict[str, float]:
-    """Method → the best rate of its search, where that is done."""
-    chosen = {method: 0.0 for method in methods if method == BASE}
-    for method in methods:
+    """Method → the best rate of its search, where that is done; the base has none. `methods` have their own rates."""
+    chosen = {}
+    for method, rate in methods.items():
+        if method == BASE:
+            chosen[method] = rate
+            continue
         found = [ledger.find(search.recipe(suite, settings, method, rate), seed=0) for rate in search.tried(method)]
-        if method != BASE and all(found):
+        if all(found):
             chosen[method] = best(found)["recipe"]["learning_rate"]
-    return {method: chosen[method] for method in methods if method in chosen}
+    return chosen
 
 
 def _jobs(suite, settings, data, rates, tasks, seed, every_epoch) -> Iterator[Job]:
@@ -194,11 +197,7 @@ def _compute(suite, settings, data, method, rate, tasks, seed, every_epoch) -> d
     rows = training_rows(suite, data, settings, seed=seed)
     tuned = Tuned.train(settings, method, rate, rows, seed=seed, every_epoch=every_epoch, edits=REASONING)
     asked = {task: sample_rows(suite.load(task, data, train=False), settings.questions, seed=0).rows for task in tasks}
-    instructions = [row["instruction"] for rows in asked.values() for row in rows]
-    epochs = [
-        _scores(suite, asked, tuned.answer(instructions, new_tokens=settings.new_tokens, epoch=epoch))
-        for epoch in range(len(tuned.epochs))
-    ]
+    epochs = [_scored(suite, settings, asked, tuned, epoch) for epoch in range(len(tuned.epochs))]
     found = max(epochs, key=lambda scores: statistics.fmean(scores["accuracy"].values()))
     found |= {"questions": {task: len(rows) for task, rows in asked.items()}, **tuned.facts}
     return found | ({"epochs": [scores["accuracy"] for scores in epochs]} if every_epoch else {})
@@ -207,9 +206,14 @@ def _compute(suite, settings, data, method, rate, tasks, seed, every_epoch) -> d
 def _search(suite, settings, data, method, rate) -> dict[str, Any]:
     rows, asked = held_out_rows(suite, data, settings)
     tuned = Tuned.train(settings, method, rate, rows, seed=0, edits=REASONING)
+    found = _scored(suite, settings, asked, tuned)
+    return found | {"validation": statistics.fmean(found["accuracy"].values()), **tuned.facts}
+
+
+def _scored(suite, settings, asked, tuned, epoch=-1) -> dict[str, Any]:
+    """What the model after an epoch answers to all rows that are asked."""
     instructions = [row["instruction"] for rows in asked.values() for row in rows]
-    found = _scores(suite, asked, tuned.answer(instructions, new_tokens=settings.new_tokens)) | tuned.facts
-    return found | {"validation": statistics.fmean(found["accuracy"].values())}
+    return _scores(suite, asked, tuned.answer(instructions, new_tokens=settings.new_tokens, epoch=epoch))
 
 
 def _scores(suite: Suite, asked: Mapping[str, Sequence[Mapping[str, Any]]], texts: Sequence[str]) -> dict[str, Any]:
@@ -251,6 +255,6 @@ def held_out_rows(suite: Suite, data: Path, settings: Settings) -> tuple[Table, 
         if len(table) <= count:
             raise RecipeError(f"{table.origin} has {len(table)} rows, {count} are to be held out: hold out fewer")
         held = sample_rows(table, count, seed=0)
-        asked[task] = held.rows
-        rows += [row for row, number in zip(table.rows, table.numbers, strict=True) if number not in held.numbers]
+        asked[task], numbers = held.rows, set(held.numbers)
+        rows += [row for row, number in zip(table.rows, table.numbers, strict=True) if number not in numbers]
     return Table(rows, list(range(1, len(rows) + 1)), f"{data}, {', '.join(suite.trained)}"), asked

@@ -24,7 +24,7 @@ from .scores import (
     size_of,
     suite_choices,
     suite_groups,
-)  # fmt: skip
+)
 from .summary import summary
 
 CHOSEN = "†"  # marks a learning rate
