@@ -30,7 +30,7 @@ def places(layers: Iterable[str], *, shortest: int = 0) -> dict[str, tuple[int |
     """
     found: dict[str, tuple[int | None, str]] = {}
     left = {name: _kinds(name) for name in layers}
-    for level in (0, 1, 2)[shortest:]:
+    for level in range(shortest, 3):
         taken = Counter((block, kinds[level]) for block, kinds in left.values())
         shared = {kind for (_, kind), count in taken.items() if count > 1} if level < 2 else set()
         found |= {name: (block, kinds[level]) for name, (block, kinds) in left.items() if kinds[level] not in shared}

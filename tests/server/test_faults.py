@@ -5,6 +5,7 @@ import concurrent.futures
 import json
 import socket
 import time
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -171,13 +172,20 @@ def test_a_deadline_ends_a_request(start):
     assert server.stop() == 0
 
 
-def test_sigterm_lets_running_requests_finish(start):
-    server = start("--drain-seconds", "30")
-    body = {**BODY, "max_tokens": 300, "ignore_eos": True, "stream": True}
+@contextmanager
+def terminated(server, **options):
+    """The lines of an answer that had begun when the server was told to end."""
+    body = {**BODY, "ignore_eos": True, "stream": True, **options}
     with server.http.stream("POST", "/v1/completions", json=body) as response:
         lines = response.iter_lines()
         next(lines)
         server.process.terminate()
+        yield lines
+
+
+def test_sigterm_lets_running_requests_finish(start):
+    server = start("--drain-seconds", "30")
+    with terminated(server, max_tokens=300) as lines:
         rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]" and '"finish_reason":"length"' in rest[-2]
     assert server.stop() == 0
@@ -185,11 +193,7 @@ def test_sigterm_lets_running_requests_finish(start):
 
 def test_who_comes_while_the_server_drains_is_told_so(start):
     server = start("--drain-seconds", "30")
-    body = {**BODY, "max_tokens": 300, "ignore_eos": True, "stream": True}
-    with server.http.stream("POST", "/v1/completions", json=body) as response:
-        lines = response.iter_lines()
-        next(lines)
-        server.process.terminate()
+    with terminated(server, max_tokens=900, n=12) as lines:  # which takes long enough on a fast machine too
         with httpx.Client(base_url=server.url, timeout=60) as other:  # a new connection
             assert eventually(lambda: other.get("/ready").status_code == 503)
             refused = other.post("/v1/completions", json=BODY)
@@ -201,11 +205,7 @@ def test_who_comes_while_the_server_drains_is_told_so(start):
 
 def test_sigterm_ends_what_does_not_finish_in_time(start):
     server = start("--drain-seconds", "0.2")
-    body = {**BODY, "max_tokens": 1000, "ignore_eos": True, "n": 12, "stream": True}
-    with server.http.stream("POST", "/v1/completions", json=body) as response:
-        lines = response.iter_lines()
-        next(lines)
-        server.process.terminate()
+    with terminated(server, max_tokens=1000, n=12) as lines:
         begun = time.monotonic()
         assert any("shutting down" in line for line in lines)
     assert server.stop() == 0 and time.monotonic() - begun < 15

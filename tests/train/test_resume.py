@@ -144,7 +144,7 @@ def test_changed_recipe_and_data_are_refused(stopped, write_rows):
 
 
 def test_another_number_of_processes_is_refused(stopped, monkeypatch):
-    monkeypatch.setattr("roadkit.train.checkpoints._processes", lambda: 4)
+    monkeypatch.setattr("roadkit.train.checkpoints.num_processes", lambda: 4)
     with pytest.raises(RecipeError, match="1 process shared its batches, now 4 would"):
         run(again(stopped))
 

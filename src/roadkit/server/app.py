@@ -68,7 +68,7 @@ def build(
 
 
 async def _watch_keys(service: Service) -> None:
-    while True:
+    while service.keyring.path is not None:
         await asyncio.sleep(service.settings.watch_seconds)
         await service.change(service.keyring.refresh)
 

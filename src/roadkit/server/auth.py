@@ -54,7 +54,7 @@ class Keyring:
         if double is not None:
             raise RoadkitError(f"two keys are called {double!r}")
         self.keys, self.path = keys, path
-        self._stamp = _stamp(path)
+        self._stamp: tuple[int, ...] = ()  # the first `refresh` reads again what may have changed since it was read
 
     @property
     def open(self) -> bool:
@@ -68,11 +68,13 @@ class Keyring:
             return
         self._stamp = stamp
         try:
-            self.keys = Keyring.load(self.path).keys
+            found = Keyring.load(self.path).keys
         except (OSError, RoadkitError) as error:
             log.error("the keys stay as they were: %s", error)
-        else:
-            log.info("keys read again", extra={"keys": len(self.keys)})
+            return
+        if found != self.keys:
+            self.keys = found
+            log.info("the keys changed", extra={"keys": len(found)})
 
     @classmethod
     def load(cls, path: Path | None) -> Keyring:

@@ -187,7 +187,7 @@ class Generation:
         """Tokens that the engine read (a prompt once, whatever n) and wrote; none of a request that it never began."""
         read: dict[int, int] = {}
         for index, completion in self.completions.items():
-            prompt = index // max(1, self.count // len(self.prompt_ids))
+            prompt = index * len(self.prompt_ids) // self.count
             read[prompt] = max(read.get(prompt, 0), completion.prompt_tokens)
         return sum(read.values()) + sum(len(completion.token_ids) for completion in self.completions.values())
 

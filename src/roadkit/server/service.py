@@ -85,7 +85,9 @@ class Service:
 
     def meter(self, key: Key) -> Meter:
         """What a key has used so far of its quota; another quota begins anew."""
-        return self._meters.setdefault((key.name, key.quota), Meter(key.quota))
+        if (known := (key.name, key.quota)) not in self._meters:
+            self._meters[known] = Meter(key.quota)
+        return self._meters[known]
 
     def keep(
         self, tenant: str, name: str, config: bytes, weights: bytes, *, public: bool = False, pinned: bool = False

@@ -44,12 +44,12 @@ def identity(recipe: Recipe, *, base: str, fingerprint: str, weights: str, data:
         "data": data,
         "recipe": settings,
         "threads": torch.get_num_threads(),
-        "processes": _processes(),
+        "processes": num_processes(),
     }
 
 
-def _processes() -> int:
-    """Of torchrun or accelerate."""
+def num_processes() -> int:
+    """That torchrun or accelerate started together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

@@ -10,7 +10,6 @@ whatever the others do; and one whose loss stops being a number leaves without t
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from ..errors import RecipeError
 from .answers import answer_logits, pad_batch
 from .artifact import check_output
 from .attention import attention_for
+from .checkpoints import num_processes
 from .data import read_table
 from .prepared import Prepared, load_base, padding, prepare, use_cpu
 from .progress import Progress, Report
@@ -99,7 +99,7 @@ def _check(recipe: Recipe, model: PreTrainedModel | None, tokenizer: PreTrainedT
     if asked or recipe.task != "causal":
         what = ", ".join(asked) or f"task {recipe.task}"
         raise RecipeError(f"many adapters in one run: {what} needs a run for each adapter")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if num_processes() > 1:
         raise RecipeError("many adapters in one run: one process trains them, several are not supported")
 
 
@@ -171,11 +171,12 @@ def _train(
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of one adapter that go through the base together. bearing: loss-bearing tokens of all its rows of the step."""
+    """Rows of one adapter that go through the base together: `bearing` of the step's `total` tokens that bear its loss."""
 
     student: Student
     rows: list[Mapping[str, Any]]
     bearing: int
+    total: int
 
 
 Blocks = list[tuple[Student, int]]  # whose rows, and how many; in the order of the batch
@@ -209,9 +210,9 @@ def _gradients(active: Sequence[Student], base_model: PreTrainedModel, blocks: B
     """Forward and backward of every adapter's next rows, in as few passes as `MAX_TOKENS` allows."""
     pieces: list[Piece] = []
     for student in active:
-        drawn = next(student.batches)
-        bearing = sum(map(_bearing, drawn))
-        pieces += [Piece(student, rows, bearing) for rows in _cut(drawn)]
+        parts = [(rows, sum(map(_bearing, rows))) for rows in _cut(next(student.batches))]
+        total = sum(bearing for _, bearing in parts)
+        pieces += [Piece(student, rows, bearing, total) for rows, bearing in parts]
         student.losses.append(0.0)
     for group in _passes(pieces):
         blocks[:] = [(piece.student, len(piece.rows)) for piece in group]
@@ -222,15 +223,14 @@ def _gradients(active: Sequence[Student], base_model: PreTrainedModel, blocks: B
             with torch.autocast(base_model.device.type, torch.bfloat16, enabled=recipe.bf16):
                 logits, targets = answer_logits(base_model, batch)
             losses = cross_entropy(logits, targets, reduction="none")  # [loss-bearing tokens], row after row
-            at, total = 0, losses.new_zeros(())
+            at, summed = 0, losses.new_zeros(())
             for piece in group:
-                count = sum(map(_bearing, piece.rows))
-                loss = losses[at : at + count].sum() / piece.bearing
-                total = total + loss
+                loss = losses[at : at + piece.bearing].sum() / piece.total
+                summed = summed + loss
                 piece.student.losses[-1] += float(loss.detach())
                 piece.student.tokens += sum(len(row["input_ids"]) for row in piece.rows)
-                at += count
-            total.backward()
+                at += piece.bearing
+            summed.backward()
 
 
 def _bearing(row: Mapping[str, Any]) -> int:
@@ -245,10 +245,12 @@ def _width(rows: Sequence[Mapping[str, Any]]) -> int:
 def _cut(rows: list[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
     """An adapter's rows, each part within `MAX_TOKENS` (one row at least)."""
     part: list[Mapping[str, Any]] = []
+    width = 0
     for row in rows:
-        if part and len([*part, row]) * _width([*part, row]) > MAX_TOKENS:
+        width = max(width, own := len(row["input_ids"]))
+        if part and (len(part) + 1) * width > MAX_TOKENS:
             yield part
-            part = []
+            part, width = [], own
         part.append(row)
     yield part
 
