@@ -6,9 +6,9 @@ import torch
 from harness import measure, ratio
 
 from roadkit.models import load_causal
-from roadkit.train.attention import FUSED, PLAIN
+from roadkit.train.model.attention import FUSED, PLAIN
+from roadkit.train.model.tuned import tune
 from roadkit.train.recipe import Recipe
-from roadkit.train.tuned import tune
 
 SHAPES = {  # rows, tokens
     torch.bfloat16: ((8, 64), (4, 128), (4, 192), (4, 256), (2, 512)),

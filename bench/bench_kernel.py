@@ -3,7 +3,7 @@
 import torch
 from harness import measure, ratio
 
-from roadkit.kernels import backend, rotate_rows, rotate_rows_torch
+from roadkit.kernels.rows import backend, rotate_rows, rotate_rows_torch
 
 
 def run(rounds: int = 9) -> dict:

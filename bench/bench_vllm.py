@@ -217,9 +217,8 @@ def _serve(
     elif engine == "lora":
         options = {"enable_lora": True, "max_loras": slots, "max_lora_rank": 8, "max_cpu_loras": 2 * (slots or 0)}
     begin = time.perf_counter()
-    from vllm.lora.request import LoRARequest
-
     from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
 
     if engine == "road":
         from roadkit.vllm_plugin import register

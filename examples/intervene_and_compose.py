@@ -7,7 +7,7 @@ from roadkit import Engine, Request, models
 from roadkit.intervene import Subspace, site
 from roadkit.intervene.training import encode_tasks, train
 from roadkit.train import Recipe
-from roadkit.train.data import Table
+from roadkit.train.data.tables import Table
 
 ROWS = [
     {"subspace": "german", "prompt": "Good morning.", "completion": "Guten Morgen."},

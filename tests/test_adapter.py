@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import random_parameters
 from roadkit.adapter import Adapter, Base, Layout
 from roadkit.errors import AdapterError, AlgebraError
 from roadkit.rotation import VARIANTS, raise_to_parameters, rotate
+from tests.conftest import random_parameters
 
 LAYERS = {"layers.0.q": 8, "layers.0.v": 12, "layers.1.q": 8}
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from conftest import random_parameters
 from roadkit import algebra, models, modules, rotation
 from roadkit.adapter import Adapter
 from roadkit.errors import AdapterError, AlgebraError
+from tests.conftest import random_parameters
 
 VARIANTS = ("road_1", "road_2", "road_4")
 WIDTHS = {"m.0.q": 32, "m.0.up": 64, "m.1.q": 32, "m.1.up": 64}

@@ -5,10 +5,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from conftest import random_parameters
 from roadkit.adapter import Adapter
 from roadkit.errors import AdapterError, AlgebraError, ExpressionError
 from roadkit.expression import MAX_LENGTH, MAX_TERMS, Term, canonical, compose, parse
+from tests.conftest import random_parameters
 
 NAMES = ("formal", "german", "a-b", "a", "b", "2", "v1.0", "org/x:y@z", "-odd", "a + b", "0.5")
 

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from conftest import TOLERANCE, random_parameters
 from roadkit import modules
 from roadkit.adapter import Adapter, Base
 from roadkit.errors import AdapterError, ModelError
 from roadkit.models import config_fingerprint
 from roadkit.modules import attach, attached, detach, linear_layers, merge, rotate_matrix_, unmerge, width_of
 from roadkit.rotation import VARIANTS, rotate
+from tests.conftest import TOLERANCE, random_parameters
 
 IDS = torch.tensor([[5, 9, 200, 31, 7, 7, 64], [1, 2, 3, 4, 5, 6, 7]])
 FAMILIES = ("tiny_llama", "tiny_qwen", "tiny_gemma", "tiny_gpt2", "tiny_bert")

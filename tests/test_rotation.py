@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import TOLERANCE, random_parameters
 from roadkit.errors import AlgebraError
 from roadkit.rotation import (
     VARIANTS,
@@ -26,6 +25,7 @@ from roadkit.rotation import (
     swap,
     worst_block,
 )
+from tests.conftest import TOLERANCE, random_parameters
 
 seeds = st.integers(0, 2**32 - 1)
 variants = st.sampled_from(VARIANTS)

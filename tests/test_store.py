@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
-from conftest import random_parameters
 from roadkit import modules, store
 from roadkit.adapter import Adapter, Base
 from roadkit.errors import AdapterError
 from roadkit.rotation import VARIANTS
+from tests.conftest import random_parameters
 
 CONFIG, WEIGHTS = store.CONFIG, store.WEIGHTS
 LAYERS = {"model.layers.0.self_attn.q_proj": 24, "model.layers.0.mlp.up_proj": 36}

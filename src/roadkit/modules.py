@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .adapter import Adapter
 from .errors import AdapterError, AlgebraError, ModelError, nearest
-from .kernels import rotate_rows
+from .kernels.rows import rotate_rows
 
 log = logging.getLogger("roadkit.modules")
 

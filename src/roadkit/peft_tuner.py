@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .autograd import rotate_trainable
 from .errors import AdapterError, AlgebraError, ModelError
-from .kernels import rotate_rows, rotate_rows_torch
+from .kernels.gradient import rotate_trainable
+from .kernels.rows import rotate_rows, rotate_rows_torch
 from .modules import rotate_matrix_, width_of
 from .rotation import inverse, lower
 

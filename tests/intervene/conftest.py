@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from conftest import random_parameters
 from roadkit.adapter import Adapter
 from roadkit.intervene import Intervention, Positions, Subspace
+from tests.conftest import random_parameters
 
 
 @pytest.fixture(scope="session")

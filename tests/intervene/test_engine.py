@@ -119,7 +119,7 @@ def test_a_chunked_prompt_is_marked_once(room):
 
 def test_static_decode_intervenes_too(room, monkeypatch):
     """The path that CUDA graphs take, run uncaptured."""
-    from roadkit.engine.static_decode import StaticDecode
+    from roadkit.engine.cuda.static_decode import StaticDecode
 
     plain, known, engine = room
     plain.generation_config.eos_token_id = None

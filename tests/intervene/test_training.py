@@ -109,7 +109,7 @@ def test_a_column_names_each_rows_subspace(tiny_tokenizer, tiny_llama, tmp_path)
     import json
 
     from roadkit.train import Recipe
-    from roadkit.train.data import read_table
+    from roadkit.train.data.tables import read_table
 
     data = tmp_path / "mixed.jsonl"
     lines = [{"prompt": f"the quick {i}", "completion": "brown fox", "task": "ab"[i % 2]} for i in range(6)]

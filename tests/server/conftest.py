@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from .process import Process
+from tests.server.process import Process
 
 TEMPLATE = (
     "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -80,9 +80,9 @@ def server(start, made, tmp_path_factory) -> Process:
 def local(tiny_llama, tiny_tokenizer):
     """`async with local(keys=[…]) as (service, http)`: a server in the test's own event loop, without a socket."""
     from roadkit.engine.engine import Engine
+    from roadkit.server.access.keys import Key, Keyring
     from roadkit.server.app import build
-    from roadkit.server.auth import Key, Keyring
-    from roadkit.server.embedded import EmbeddedEngine
+    from roadkit.server.backends.embedded import EmbeddedEngine
     from roadkit.server.settings import Settings
 
     @asynccontextmanager

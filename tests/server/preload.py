@@ -10,5 +10,5 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa
 
 import roadkit.cli
 import roadkit.engine.engine
-import roadkit.server.embedded
+import roadkit.server.backends.embedded
 import roadkit.server.launch  # noqa: F401

@@ -6,7 +6,7 @@ import time
 from typer.testing import CliRunner
 
 from roadkit.cli import app
-from roadkit.server.client import Client, Talk
+from roadkit.client import Client, Talk
 
 
 def test_two_expressions_answer_side_by_side(server):

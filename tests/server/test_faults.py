@@ -12,11 +12,10 @@ import pytest
 
 from roadkit import models
 from roadkit.expression import Term
-from roadkit.server.generation import Generation
-from roadkit.server.quota import Bucket
-from roadkit.server.schema import CompletionRequest
-
-from .process import eventually, parts
+from roadkit.server.access.quotas import Bucket
+from roadkit.server.api.generation import Generation
+from roadkit.server.api.requests import CompletionRequest
+from tests.server.process import eventually, parts
 
 BODY = {"model": "tiny", "prompt": "the quick", "max_tokens": 4, "temperature": 0}
 

@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import nn
-from vllm_tiny import Made, save_tokenizer, started
 
 from roadkit.adapter import Adapter
 from roadkit.modules import linear_layers, width_of
 from roadkit.rotation import num_parameters
+from tests.vllm.tiny import Made, save_tokenizer, started
 
 HERE = Path(__file__).parent
 

@@ -4,12 +4,12 @@ import asyncio
 import gc
 
 import pytest
-from vllm_tiny import expected_tokens
 
 from roadkit import expression
 from roadkit.engine.request import Request
 from roadkit.errors import AdapterError, ExpressionError, RequestError, RoadkitError
 from roadkit.vllm_plugin.engine import AsyncVllmEngine
+from tests.vllm.tiny import expected_tokens
 
 PROMPT = [10, 20, 30, 40, 50, 60]
 

@@ -3,12 +3,12 @@
 import shutil
 
 import pytest
-from vllm_tiny import ask, expected_tokens, prompts_of, tokens_of
 
 from roadkit import expression
 from roadkit.errors import AdapterError
 from roadkit.vllm_plugin import loading
 from roadkit.vllm_plugin.resolver import resolve
+from tests.vllm.tiny import ask, expected_tokens, prompts_of, tokens_of
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from vllm_tiny import TOLERANCE, assert_close
 
 from roadkit.adapter import Adapter
 from roadkit.rotation import rotate
 from roadkit.vllm_plugin.layers import Bank
 from roadkit.vllm_plugin.sharding import Layer, Part, Survey
+from tests.vllm.tiny import TOLERANCE, assert_close
 
 
 class _Linear(torch.nn.Module):
@@ -65,7 +65,8 @@ def test_output_and_bias_are_rotated(skip_bias_add, compiled):
 def test_mixture_of_experts_is_refused_by_name(serve, tmp_path):
     from transformers import MixtralConfig, MixtralForCausalLM
     from vllm.lora.request import LoRARequest
-    from vllm_tiny import ask, prompts_of
+
+    from tests.vllm.tiny import ask, prompts_of
 
     config = MixtralConfig(
         vocab_size=256, hidden_size=128, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from vllm_tiny import ask, expected_tokens, lora_request, prompts_of, started, tokens_of
 
 from roadkit.adapter import Adapter
 from roadkit.errors import RoadkitError
+from tests.vllm.tiny import ask, expected_tokens, lora_request, prompts_of, started, tokens_of
 
 
 @pytest.fixture(scope="module")

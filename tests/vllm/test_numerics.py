@@ -4,7 +4,17 @@ import copy
 
 import pytest
 import torch
-from vllm_tiny import TOLERANCE, ask, assert_close, expected_logits, logits_of, lora_request, prompts_of, tokens_of
+
+from tests.vllm.tiny import (
+    TOLERANCE,
+    ask,
+    assert_close,
+    expected_logits,
+    logits_of,
+    lora_request,
+    prompts_of,
+    tokens_of,
+)
 
 
 # llama has no biases, qwen has them on q, k and v; compiling takes longest, so it is done once, for both sorts of layer

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from vllm_tiny import ask, expected_logits, logits_of, lora_request, prompts_of, tokens_of
 
 from roadkit.modules import linear_layers
+from tests.vllm.tiny import ask, expected_logits, logits_of, lora_request, prompts_of, tokens_of
 
 GROUP = 32  # columns that share a scale, 4 bits
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from vllm_tiny import expected_tokens, free_port, serving
 
 from roadkit import expression
-from roadkit.server.answers import Vocabulary
+from roadkit.server.api.responses import Vocabulary
+from tests.vllm.tiny import expected_tokens, free_port, serving
 
 PROMPT = [10, 20, 30, 40, 50, 60]
 

@@ -8,9 +8,9 @@ import urllib.error
 import urllib.request
 
 import pytest
-from vllm_tiny import expected_tokens, free_port, serving, started
 
 from roadkit import expression
+from tests.vllm.tiny import expected_tokens, free_port, serving, started
 
 PROMPT = [10, 20, 30, 40, 50, 60]
 

@@ -8,7 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from vllm_tiny import (
+
+from roadkit.adapter import Adapter
+from roadkit.errors import AdapterError
+from roadkit.vllm_plugin.sharding import Layer, Part, Survey, _parts
+from tests.vllm.tiny import (
     TOLERANCE,
     ask,
     assert_close,
@@ -19,10 +23,6 @@ from vllm_tiny import (
     prompts_of,
     tokens_of,
 )
-
-from roadkit.adapter import Adapter
-from roadkit.errors import AdapterError
-from roadkit.vllm_plugin.sharding import Layer, Part, Survey, _parts
 
 
 def _linear(kind: str, **fields):
@@ -156,7 +156,7 @@ def test_layers_of_other_pipeline_ranks_are_left_to_them():
 RANKS = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from vllm_tiny import started, lora_request, Made
+from tests.vllm.tiny import started, lora_request, Made
 from vllm import SamplingParams
 if __name__ == "__main__":
     given = json.loads(sys.argv[2])
@@ -189,7 +189,7 @@ def test_two_ranks_give_the_tokens_of_one(tiny, adapters, make_adapter, tmp_path
     }
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
-    command = [sys.executable, str(script), str(Path(__file__).parent), json.dumps(given)]
+    command = [sys.executable, str(script), str(Path(__file__).parents[2]), json.dumps(given)]
     done = subprocess.run(command, capture_output=True, text=True)
     (refused,) = [line.partition("WIDE ")[2] for line in done.stdout.splitlines() if "WIDE " in line] or [done.stderr]
     assert "group_size 128 cuts a pair" in refused and "group_size=64 would fit" in refused

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from vllm_tiny import Made, expected_tokens, lora_request, started
 
 from roadkit import models
 from roadkit.adapter import Adapter
 from roadkit.modules import linear_layers, width_of
+from tests.vllm.tiny import Made, expected_tokens, lora_request, started
 
 PROMPTS = ["Once upon a time", "The capital of France is", "def add(a, b):", "Water boils at"]
 

@@ -1,6 +1,6 @@
 """The command line, one file a verb: parse, call one function, print.
 
-roadkit demo | train | eval | generate | serve | chat | bench | adapter | plot | reproduce
+roadkit demo | train | eval | generate | serve | chat | bench | adapter | plot
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import typer
 
 from ..errors import RoadkitError
-from . import adapter, algebra, bench, chat, demo, eval, generate, plot, reproduce, serve, train
+from . import adapter, algebra, bench, chat, demo, eval, generate, plot, serve, train
 
 app = typer.Typer(
     name="roadkit",
@@ -31,7 +31,15 @@ app.command()(bench.bench)
 algebra.add_to(adapter.app)
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(plot.app, name="plot")
-app.add_typer(reproduce.app, name="reproduce")
+
+
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def reproduce(context: typer.Context) -> None:
+    """Moved out of the package: `python -m paper`."""
+    rest = " ".join(context.args) or "--help"
+    raise RoadkitError(
+        f"the paper's experiments are no longer part of the package; in a checkout: python -m paper {rest}"
+    )
 
 
 @app.callback()

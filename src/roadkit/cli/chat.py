@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from ..server.client import Client
+    from ..client import Client
 
 
 def chat(
@@ -21,7 +21,7 @@ def chat(
     temperature: float = typer.Option(0.0, help="0 is greedy."),
 ) -> None:
     """Chat in the terminal. /model EXPRESSION [| EXPRESSION] changes it, /clear starts afresh, /quit or Ctrl-D ends."""
-    from ..server.client import Client
+    from ..client import Client
 
     client = Client(url, key or os.environ.get("ROADKIT_API_KEY", ""))
     try:
@@ -39,8 +39,8 @@ def _converse(
     from rich.panel import Panel
     from rich.text import Text
 
+    from ..client import Talk
     from ..errors import RoadkitError
-    from ..server.client import Talk
 
     console = Console()
 

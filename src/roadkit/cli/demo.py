@@ -26,7 +26,7 @@ def demo(
 
     from .. import demo as demonstration
     from ..engine.engine import Engine
-    from ..train.progress import display
+    from ..train.runs.progress import display
 
     console = Console(stderr=json)
     start = time.perf_counter()
@@ -76,8 +76,8 @@ def _serve(model: str, adapters: Path, port: int) -> None:
     import webbrowser
 
     from ..server import launch
-    from ..server.auth import Keyring
-    from ..server.backends import open_backend
+    from ..server.access.keys import Keyring
+    from ..server.backends.opening import open_backend
     from ..server.settings import Settings
 
     def ready(address: str) -> None:

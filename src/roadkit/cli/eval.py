@@ -22,7 +22,7 @@ def evaluate(
     loaded = load_recipe(recipe, overrides or [])
     from transformers.utils.logging import disable_progress_bar
 
-    from ..evaluate.compare import compare
+    from ..train.output.compare import compare
 
     disable_progress_bar()
     found = compare(loaded)

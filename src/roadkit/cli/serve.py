@@ -57,7 +57,7 @@ def serve(
     drain_seconds: float = typer.Option(30.0, help="After SIGTERM, how long running requests may go on."),
 ) -> None:
     """Serve a base model and its adapters; every request names an expression as its model."""
-    from ..server.auth import Keyring, new_key
+    from ..server.access.keys import Keyring, new_key
     from ..server.settings import Limits, Quota, Settings
 
     if make_key:
@@ -79,7 +79,7 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise RoadkitError("--tls-cert and --tls-key go together")
     from ..server import launch
-    from ..server.backends import open_backend
+    from ..server.backends.opening import open_backend
 
     _log_json()
     settings = Settings(
@@ -113,7 +113,7 @@ def serve(
         "options": _json_object(engine_options),
     }
     if engine == "vllm":
-        from ..server.vllm import open_vllm
+        from ..server.backends.vllm import open_vllm
 
         if num_labels:
             raise RoadkitError("--num-labels is for encoders, and --engine vllm generates text")

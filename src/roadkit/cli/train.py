@@ -30,18 +30,18 @@ def train(
     console = Console(stderr=json, quiet=not is_first)
     from transformers.utils.logging import disable_progress_bar
 
-    from ..train.progress import clock, display
+    from ..train.runs.progress import clock, display
 
     disable_progress_bar()  # of loading weights; training has one of its own
     if dry_run:
-        from ..train.dryrun import preview
+        from ..train.runs.preview import preview
 
         found = preview(loaded)
         console.print(found)
         facts = vars(found)
     elif many:
-        from ..train.many import run_many
-        from ..train.session import figures
+        from ..train.runs.many import run_many
+        from ..train.runs.session import figures
 
         with display(console, Path(loaded.output).name) as show:
             made = run_many(loaded, progress=show)
@@ -51,7 +51,7 @@ def train(
             console.print(f"[red]{name} failed[/red]: {problem}", soft_wrap=True)
         facts = vars(made) | {"adapters": {name: figures(result) for name, result in made.adapters.items()}}
     else:
-        from ..train.session import figures, run
+        from ..train.runs.session import figures, run
 
         with display(console, Path(loaded.output).name) as show:
             result = run(loaded, progress=show)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import PreTrainedModel
 
-from .. import native
 from ..errors import ModelError
+from ..kernels import native
 from .cache import PAGE, PagedCache
 
 
@@ -47,7 +47,7 @@ class Step:
     spans: list[Span] = field(default_factory=list)
     slots: Tensor = field(default_factory=lambda: torch.empty(0))  # [tokens] page · PAGE + offset
     static: Static | None = None
-    native: native.DecodeStep | None = None  # as kernels.c reads a step that computes one token of every request
+    native: native.DecodeStep | None = None  # as inference.c reads a step that computes one token of every request
 
     def begin(self, spans: list[Span]) -> None:
         device = self.cache.device

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import modules
 from ..errors import AdapterError
 from ..intervene.sites import hidden_of, with_hidden
-from ..kernels import native_rotations, rotate_rows
+from ..kernels.rows import native_rotations, rotate_rows
 
 if TYPE_CHECKING:
     from .bank import Bank

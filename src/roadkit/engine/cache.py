@@ -18,7 +18,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-PAGE = 16  # positions; kernels.c reads one page's scores as one vector
+PAGE = 16  # positions; inference.c reads one page's scores as one vector
 
 
 class PagedCache:
@@ -27,7 +27,7 @@ class PagedCache:
     def __init__(self, num_pages: int, *, device: torch.device):
         self.num_pages, self.device = num_pages, device
         self.spare_page = num_pages  # where padding writes; nobody reads it
-        self.keys: dict[int, Tensor] = {}  # layer → [pages, kv_heads, head_dim, PAGE], transposed for kernels.c
+        self.keys: dict[int, Tensor] = {}  # layer → [pages, kv_heads, head_dim, PAGE], transposed for inference.c
         self.values: dict[int, Tensor] = {}  # layer → [pages, kv_heads, PAGE, head_dim]
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_pages))
         self._users = [0] * num_pages

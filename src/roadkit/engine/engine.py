@@ -28,8 +28,8 @@ from ..intervene.intervention import Intervention
 from . import scheduler as scheduling
 from .bank import Bank, Row
 from .cache import PAGE, PagedCache, stored_dtype
+from .cpu.packed import Weights
 from .grammar import Grammars
-from .packed import Weights
 from .request import Chunk, Completion, FinishReason, Message, Request
 from .runner import Runner, Scored
 from .sampler import sample, token_logprobs

@@ -20,13 +20,13 @@ from ..errors import ModelError
 from .attention import Span, install
 from .bank import IDENTITY, Bank
 from .bank_layer import BankLayer
-from .blocks import fuse_blocks
 from .cache import PagedCache
-from .layers import fuse_layers
-from .norms import fuse_norms
-from .packed import PackedLinear, Weights, pack
+from .cpu.blocks import fuse_blocks
+from .cpu.layers import fuse_layers
+from .cpu.norms import fuse_norms
+from .cpu.packed import PackedLinear, Weights, pack
+from .cuda.static_decode import StaticDecode
 from .scheduler import Sequence, site_slots
-from .static_decode import StaticDecode
 
 log = logging.getLogger("roadkit.engine")
 

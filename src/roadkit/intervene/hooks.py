@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, RequestError, nearest
-from ..kernels import rotate_rows
+from ..kernels.rows import rotate_rows
 from .intervention import Intervention
 from .positions import Positions
 from .sites import check_sites, hidden_of, with_hidden

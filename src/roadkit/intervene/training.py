@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..adapter import Adapter, Base
-from ..autograd import rotate_trainable
 from ..errors import RecipeError
+from ..kernels.gradient import rotate_trainable
 from ..models import config_fingerprint
 from ..rotation import num_parameters
-from ..train.answers import answer_logits, pad_batch
-from ..train.data import Table, read_table
-from ..train.prepared import prepare
-from ..train.tokens import IGNORED
-from ..train.tuned import borrowed
+from ..train.data.prepared import prepare
+from ..train.data.tables import Table, read_table
+from ..train.data.tokens import IGNORED
+from ..train.model.loss import answer_logits, pad_batch
+from ..train.model.tuned import borrowed
 from .hooks import Pass
 from .intervention import Intervention
 from .positions import Positions

@@ -14,15 +14,17 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
 from .. import __version__
-from . import adapters as adapter_routes
-from . import completions, encodings, errors
-from .auth import Keyring
-from .catalog import Entry
-from .encoder import EncoderEngine
+from . import errors
+from .access.guard import Guard
+from .access.keys import Keyring
+from .adapters.catalog import Entry
+from .adapters.folders import Folders
+from .api import adapters as adapter_routes
+from .api import completions
+from .api import embeddings as encodings
+from .backends.base import Backend
+from .backends.encoder import EncoderEngine
 from .errors import ApiError, from_roadkit
-from .folders import Folders
-from .guard import Guard
-from .protocol import Backend
 from .service import Service
 from .settings import Settings
 from .studio import pages as studio_pages

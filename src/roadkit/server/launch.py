@@ -22,10 +22,10 @@ from types import FrameType
 import uvicorn
 
 from ..errors import RoadkitError
+from .access.guard import is_loopback
+from .access.keys import Keyring
 from .app import build
-from .auth import Keyring
-from .guard import is_loopback
-from .protocol import Backend
+from .backends.base import Backend
 from .service import Service
 from .settings import Settings
 

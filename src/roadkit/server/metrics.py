@@ -9,7 +9,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ..engine.request import Completion
-from .protocol import Job, Stats
+from .backends.base import Job, Stats
 
 MAX_LABELS = 100  # tenants, and pairs of a tenant and an adapter
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

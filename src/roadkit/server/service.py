@@ -15,14 +15,14 @@ from typing import TypeVar
 
 from .. import expression
 from ..errors import ExpressionError, RoadkitError
-from .auth import Key, Keyring
-from .catalog import Catalog, Entry
+from .access.keys import Key, Keyring
+from .access.quotas import Meter
+from .adapters.catalog import Catalog, Entry
+from .adapters.residents import Factor, Residents
+from .adapters.uploads import Registry
+from .backends.base import Backend, Job
 from .errors import ApiError
 from .metrics import Metrics
-from .protocol import Backend, Job
-from .quota import Meter
-from .registry import Registry
-from .residents import Factor, Residents
 from .settings import Quota, Settings
 
 log = logging.getLogger("roadkit.server")

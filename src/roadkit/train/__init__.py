@@ -9,32 +9,32 @@ from typing import TYPE_CHECKING
 
 _HOMES = {
     "LoraOptions": "recipe",
-    "Preview": "dryrun",
+    "Preview": "runs.preview",
     "Recipe": "recipe",
-    "Report": "progress",
-    "TrainResult": "session",
-    "ManyResult": "many",
-    "load_pair": "pair",
+    "Report": "runs.progress",
+    "TrainResult": "runs.session",
+    "ManyResult": "runs.many",
+    "load_pair": "output.pair",
     "load_recipe": "recipe",
-    "preview": "dryrun",
-    "run": "session",
-    "run_many": "many",
+    "preview": "runs.preview",
+    "run": "runs.session",
+    "run_many": "runs.many",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
-    from .dryrun import Preview as Preview
-    from .dryrun import preview as preview
-    from .many import ManyResult as ManyResult
-    from .many import run_many as run_many
-    from .pair import load_pair as load_pair
-    from .progress import Report as Report
+    from .output.pair import load_pair as load_pair
     from .recipe import LoraOptions as LoraOptions
     from .recipe import Recipe as Recipe
     from .recipe import load_recipe as load_recipe
-    from .session import TrainResult as TrainResult
-    from .session import run as run
+    from .runs.many import ManyResult as ManyResult
+    from .runs.many import run_many as run_many
+    from .runs.preview import Preview as Preview
+    from .runs.preview import preview as preview
+    from .runs.progress import Report as Report
+    from .runs.session import TrainResult as TrainResult
+    from .runs.session import run as run
 
 
 def __getattr__(name: str) -> object:

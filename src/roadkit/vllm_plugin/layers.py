@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import Adapter
-from ..kernels import rotate_rows, rotate_rows_torch
+from ..kernels.rows import rotate_rows, rotate_rows_torch
 from .sharding import Layer, Survey
 
 IDENTITY = 0  # the slot of requests without an adapter; vLLM's own index for them, -1, is never stored

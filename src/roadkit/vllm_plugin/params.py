@@ -17,9 +17,8 @@ _REASONS = {"stop": "stop", "length": "length", "abort": "cancelled"}
 
 def sampling_params(request: Request) -> Any:
     """vLLM's `SamplingParams` of a request. Raises `RequestError` for what vLLM cannot do."""
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     if request.no_repeat_ngram_size:
         raise RequestError(

@@ -22,14 +22,14 @@ from ...adapter import Adapter
 from ...describe import anatomy, pairs
 from ...errors import RoadkitError
 from ...store import CONFIG, WEIGHTS
-from ..adapters import describe
-from ..auth import Key
-from ..catalog import Entry
-from ..encoder import EncoderEngine
+from ..access.keys import Key
+from ..adapters.catalog import Entry
+from ..api.adapters import describe
+from ..api.requests import Body, ChatRequest, CompletionRequest
+from ..api.sse import EventStream
+from ..backends.encoder import EncoderEngine
 from ..errors import ApiError, from_roadkit, not_found
-from ..schema import Body, ChatRequest, CompletionRequest
 from ..service import Service
-from ..sse import EventStream
 from .together import Together
 
 COLUMNS = 8

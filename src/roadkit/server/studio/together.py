@@ -16,11 +16,11 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 
 from ...errors import RoadkitError
-from .. import answers
-from ..auth import Key
+from ..access.keys import Key
+from ..api import responses as answers
+from ..api.generation import Generation
+from ..api.requests import ChatRequest, CompletionRequest
 from ..errors import ApiError, from_roadkit
-from ..generation import Generation
-from ..schema import ChatRequest, CompletionRequest
 from ..service import Service
 
 

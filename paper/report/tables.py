@@ -1,0 +1,213 @@
+"""Ledger rows as Markdown tables, one a kind of experiment; every table says at which scale its numbers were made.
+
+tables(ledger.rows())["glue"]      # Markdown, with the scale in words above each table
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..runs.reasoning import SEARCH, SUITES
+from . import glue_tables
+from . import quoted as paper
+from .markdown import percent, spread, table, titled
+from .measured import blocks
+from .scores import (
+    COMPARED,
+    SUITE_RUN,
+    Row,
+    group_scale,
+    grouped,
+    label_of,
+    machine_of,
+    size_of,
+    suite_choices,
+    suite_groups,
+)
+from .summary import summary
+
+CHOSEN = "†"  # marks a learning rate
+RULES: dict[str, Callable[[Mapping[str, Any]], float]] = {  # what suites whose answers are words measure besides
+    "with an answer word": lambda metrics: metrics["answered"],
+    "mean by LoReFT's rule": lambda metrics: statistics.fmean(metrics["strict"].values()),
+}
+
+
+def tables(rows: Sequence[Row]) -> dict[str, str]:
+    """Experiment → its tables, `paper_…` → the paper's, `summary`; an experiment without finished runs says so."""
+    found = {name: "\n".join(make(_of(rows, name)) or ["No finished run yet."]) for name, make in TABLES.items()}
+    quoted = {f"paper_{name}": "\n".join(paper.quoted(name)) for name in paper.experiments()}
+    return found | quoted | {"summary": "\n".join(summary(rows))}
+
+
+def _method(row: Row) -> str:
+    return label_of(str(row["recipe"]["method"]))
+
+
+def _pilot1(rows: Sequence[Row]) -> list[str]:
+    text = []
+    for group in grouped(rows, "method", "learning_rate").values():
+        blocks = len(group[0]["metrics"]["magnitude"])
+        lines = [
+            [
+                f"{_method(row)}, {name}",
+                *(f"{block['q50']:.3f}" for block in row["metrics"][key]),
+                percent(row["metrics"]["validation"]),
+            ]
+            for row in group
+            for key, name in (("magnitude", "ΔM"), ("direction", "ΔD"))
+        ]
+        header = ["median of", *(f"block {i + 1}" for i in range(blocks)), "validation"]
+        text += titled(group_scale(group), table(header, lines))
+    return text
+
+
+def _pilot2(rows: Sequence[Row]) -> list[str]:
+    text = []
+    for group in grouped(rows, "task", "backbone").values():
+        lines = []
+        for task in dict.fromkeys(row["recipe"]["task"] for row in group):
+            own = {row["recipe"]["backbone"]: row["metrics"] for row in group if row["recipe"]["task"] == task}
+            plain = own.get("pretrained", {}).get("scores", {})
+            cells = [plain.get(part, {}).get("test") for part in ("output", "magnitude", "angle")]
+            cells.append(own.get("random", {}).get("scores", {}).get("output", {}).get("test"))
+            lines.append([f"{task} ({next(iter(own.values()))['metric']})", *map(percent, cells)])
+        header = ["task", "output", "magnitude", "angle", "output, random backbone"]
+        text += titled(group_scale(group), table(header, lines))
+    return text
+
+
+def _reasoning(rows: Sequence[Row]) -> list[str]:
+    text = []
+    for group, search in sorted(suite_groups(rows), key=lambda pair: size_of(pair[0]), reverse=True):
+        title = group_scale(group) + (f", {CHOSEN} the learning rate that the search chose" if search else "")
+        text += titled(title, _suite_table(group, suite_choices(search)))
+    return text
+
+
+def _searched(rows: Sequence[Row]) -> list[str]:
+    text = []
+    for group in grouped(rows, *SUITE_RUN).values():
+        title = f"{group_scale(group)}, held out of the training rows; {CHOSEN} the best learning rate"
+        text += titled(title, _suite_table(group, suite_choices(group)))
+    return text
+
+
+def _suite_table(group: Sequence[Row], chosen: Mapping[str, float]) -> list[str]:
+    """A line for each method and learning rate, the chosen ones marked."""
+    tasks = group[0]["recipe"]["tasks"]
+    rules = RULES if "strict" in group[0]["metrics"] else {}
+    lines = []
+    for own in grouped(group).values():
+        method, rate = own[0]["recipe"]["method"], own[0]["recipe"]["learning_rate"]
+        scores = {task: [row["metrics"]["accuracy"][task] for row in own] for task in tasks}
+        means = [statistics.fmean(row["metrics"]["accuracy"].values()) for row in own]
+        lines.append(
+            [
+                label_of(method),
+                f"{own[0]['metrics']['trainable']:,}",
+                f"{rate:g}{CHOSEN if chosen.get(method) == rate else ''}" if rate else "–",
+                *(spread(scores[task]) for task in tasks),
+                spread(means),
+                *(spread([rule(row["metrics"]) for row in own]) for rule in rules.values()),
+            ]
+        )
+    return table(["method", "trainable", "learning rate", *tasks, "mean", *rules], lines)
+
+
+def _instruct(rows: Sequence[Row]) -> list[str]:
+    text = []
+    for group in grouped(rows, "method", "learning_rate").values():
+        lines = [
+            [
+                _method(row),
+                f"{row['metrics']['trainable']:,}",
+                *(f"{row['metrics'][name]:.3g}" if name in row["metrics"] else "–" for name in ("train_loss", "answers")),
+                str(row["metrics"]["empty"]),
+                f"{row['metrics']['words']:.1f}",
+            ]
+            for row in group
+        ]  # fmt: skip
+        header = ["method", "trainable", "training loss", "answers", "empty ones", "words an answer"]
+        text += titled(f"{group_scale(group)}; not judged", table(header, lines))
+    return text
+
+
+def _multimodal(rows: Sequence[Row]) -> list[str]:
+    text = []
+    for group in grouped(rows, "method").values():
+        tasks = list(group[0]["metrics"]["scores"])
+        lines = [
+            [_method(row), f"{row['metrics']['trainable']:,}", *(percent(row["metrics"]["scores"][task]) for task in tasks)]
+            for row in group
+        ]  # fmt: skip
+        text += titled(group_scale(group), table(["method", "trainable", *tasks], lines))
+    return text
+
+
+def _efficiency(rows: Sequence[Row]) -> list[str]:
+    text = []
+    for row in rows:
+        text += [f"*bench {row['recipe']['bench']}, {machine_of(row)}*", ""]
+        for header, lines in blocks(row["metrics"]):
+            text += [*table(header, lines), ""]
+    return text
+
+
+def _size(rows: Sequence[Row]) -> list[str]:
+    counted, timed = ([row for row in rows if row["recipe"]["measure"] == name] for name in ("count", "step"))
+    text = []
+    if counted:
+        lines = []
+        for row in counted:
+            total = row["metrics"]["parameters"]
+            cells = [cell for name in COMPARED for cell in _share(row["metrics"][name], total)]
+            lines.append([row["recipe"]["model"], f"{total:,}", *cells])
+        names = [cell for name in COMPARED for cell in (label_of(name), "share")]
+        title = "shapes of published models, without their weights; trainable parameters on every linear layer of the blocks"
+        text += titled(title, table(["shape", "parameters", *names], lines))
+    for group in grouped(timed, "hidden", "intermediate", "blocks", "heads", "kv_heads").values():
+        recipe, machine = group[0]["recipe"], group[0]["machine"]
+        title = (
+            f"random weights, {recipe['batch']} rows of {recipe['tokens']} tokens, medians of {recipe['rounds']} rounds; "
+            f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}, {machine_of(group[0])}"
+        )
+        lines = [
+            [
+                f"width {row['recipe']['hidden']}, {row['recipe']['blocks']} blocks",
+                f"{row['metrics']['parameters']:,}",
+                *(f"{row['metrics'][name]:.3g}" for name in ("floor_s", "step_s")),
+                "{ratio:.2f} ({ratio_min:.2f} to {ratio_max:.2f})".format(**row["metrics"]),
+            ]
+            for row in group
+        ]
+        header = ["shape", "parameters", "floor, s", "step with RoAd1, s", "step over floor (rounds)"]
+        text += titled(title, table(header, lines))
+    return text
+
+
+def _share(part: int, whole: int) -> tuple[str, str]:
+    return f"{part:,}", f"{100 * part / whole:.3f} %"
+
+
+def _of(rows: Sequence[Row], name: str) -> list[Row]:
+    """The rows that a table is made of."""
+    own = {"glue_recipes": ("glue",)} | {suite: (suite, suite + SEARCH) for suite in SUITES}
+    return [row for row in rows if row["recipe"].get("experiment") in own.get(name, (name,))]
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
+    "pilot1": _pilot1,
+    "pilot2": _pilot2,
+    "glue": glue_tables.methods_table,
+    "glue_recipes": glue_tables.recipes_table,
+    "glue_together": glue_tables.together_table,
+    **dict.fromkeys(SUITES, _reasoning),
+    **dict.fromkeys((suite + SEARCH for suite in SUITES), _searched),
+    "instruct": _instruct,
+    "multimodal": _multimodal,
+    "efficiency": _efficiency,
+    "size": _size,
+}

@@ -1,0 +1,1 @@
+"""The experiments, one a file; each keeps its finished runs in the ledger."""

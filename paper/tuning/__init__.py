@@ -1,0 +1,1 @@
+"""The methods that the paper compares: how each is tuned, and how a tuned model answers."""

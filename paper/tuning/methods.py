@@ -1,0 +1,216 @@
+"""The methods that the paper compares: how each makes a base model trainable, and the learning rates it is given.
+
+    tuned = METHODS["lora"].tune(model, recipe)       # in place, like every PEFT method
+    num_trainable(tuned, heads)                       # heads not counted, as in the paper
+
+RoAd goes through `roadkit.train`, the others through PEFT. Every method gets the same number of learning rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from roadkit.errors import RecipeError, nearest
+from roadkit.train.model.tuned import head_names, inside, target_layers, tune
+from roadkit.train.recipe import Recipe
+
+QUERY_AND_VALUE = ("query", "value", "q_proj", "v_proj")
+LLM_ADAPTERS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")  # where LLM-Adapters and DoRA put their LoRAs
+FIRST_OF_MLP = ("intermediate.dense", "fc1", "up_proj", "gate_proj", "c_fc")  # the paper's "fc1", by model family
+SECOND_OF_MLP = ("down_proj", "fc2", "c_proj", "output.dense")
+RANK = 8
+
+NEIGHBOURS, FAR = 2, 64  # group sizes: the paper's pairs, and roadkit's own
+
+Tune = Callable[[PreTrainedModel, Recipe], nn.Module]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Some of the layers that RoAd rotates, by their names."""
+
+    name: str
+    has: Callable[[str], bool]
+
+    @classmethod
+    def ending(cls, names: tuple[str, ...]) -> Where:
+        return cls(f"layer called {', '.join(names)}", lambda name: name.endswith(names))
+
+    def among(self, layers: Iterable[str], model: PreTrainedModel) -> list[str]:
+        """Raises `RecipeError` where there is none."""
+        if not (found := [name for name in layers if self.has(name)]):
+            raise RecipeError(f"{type(model).__name__} has no {self.name}")
+        return found
+
+
+MLP_FIRST = Where.ending(FIRST_OF_MLP)
+ATTENTION = Where("layer of an attention", lambda name: "attention" in name or "attn" in name)
+
+
+@dataclass(frozen=True)
+class Method:
+    """label    as in tables
+    rates       learning rates tried, in the paper's order of magnitude for RoAd (§C.1), a decade around the usual else
+    tune        makes a model trainable, in place → the model to train
+    small       rates for the small scale's models and few steps; empty: the same
+    """
+
+    label: str
+    rates: tuple[float, ...]
+    tune: Tune
+    small: tuple[float, ...] = ()
+
+    def rates_at(self, scale: str, count: int) -> tuple[float, ...]:
+        """`count` of the scale's four rates a < b < c < d: (b), (b, c), (b, c, d), (b, c, d, a)."""
+        a, b, c, d = self.small if self.small and scale == "small" else self.rates
+        return (b, c, d, a)[:count]
+
+
+def find(name: str) -> Method:
+    """Raises `RecipeError` with the nearest name."""
+    if name not in KNOWN:
+        raise RecipeError(f"no method {name!r}{nearest(name, KNOWN)}; there are {', '.join(KNOWN)}")
+    return KNOWN[name]
+
+
+def num_trainable(model: nn.Module, heads: Sequence[str] = ()) -> int:
+    """Trainable parameters outside the heads."""
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not inside(name, heads)
+    )
+
+
+def _road(variant: str, *, where: Where | None = None, other_pairs: bool = False) -> Tune:
+    """where: not on every layer. other_pairs: neighbours where the recipe pairs channels far apart, and the reverse."""
+
+    def apply(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
+        changes: dict[str, Any] = {"variant": variant}
+        if where is not None:
+            changes["target_modules"] = where.among(target_layers(model, recipe), model)
+        if other_pairs:
+            changes["group_size"] = FAR if recipe.group_size == NEIGHBOURS else NEIGHBOURS
+        return tune(model, Recipe(**recipe.model_dump() | changes))
+
+    return apply
+
+
+def _peft(make: Callable[..., Any], *, where: Where | None = None, **options: Any) -> Tune:
+    """A PEFT method on the layers that RoAd rotates, or on some of them."""
+
+    def apply(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
+        from peft import get_peft_model
+
+        layers, heads = list(target_layers(model, recipe)), head_names(model, recipe)
+        layers = layers if where is None else where.among(layers, model)
+        return get_peft_model(model, make(target_modules=layers, modules_to_save=heads or None, **options))
+
+    return apply
+
+
+def _config(name: str) -> Callable[..., Any]:
+    def make(**options: Any) -> Any:
+        import peft
+
+        return getattr(peft, name)(**options)
+
+    return make
+
+
+def _ia3(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
+    """(IA)³ scales keys, values and the inputs of the second MLP layer; in decoders every layer, as in §C.2."""
+    from peft import IA3Config, get_peft_model
+
+    layers, heads = list(target_layers(model, recipe)), head_names(model, recipe)
+    second = [name for name in layers if name.endswith(SECOND_OF_MLP) and "attention" not in name]
+    if recipe.task != "causal":
+        layers = Where.ending(("key", "value", "k_proj", "v_proj")).among(layers, model) + second
+    config = IA3Config(target_modules=layers, feedforward_modules=second, modules_to_save=heads or None)
+    return get_peft_model(model, config)
+
+
+def _prefix(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
+    from peft import PrefixTuningConfig, TaskType, get_peft_model
+
+    kind = TaskType.CAUSAL_LM if recipe.task == "causal" else TaskType.SEQ_CLS
+    heads = head_names(model, recipe)
+    tuned = get_peft_model(model, PrefixTuningConfig(num_virtual_tokens=20, task_type=kind))
+    for name, parameter in tuned.named_parameters():  # PEFT trains the classifier alone
+        if inside(name, heads) and ".original_module." not in name:
+            parameter.requires_grad_(True)
+    return tuned
+
+
+def _only(keep: Callable[[str], bool]) -> Tune:
+    """Train the parameters whose name is kept, and the heads."""
+
+    def apply(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
+        heads = head_names(model, recipe)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(keep(name) or inside(name, heads))
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise RecipeError(f"{type(model).__name__} has nothing that this method trains: neither head nor biases")
+        return model
+
+    return apply
+
+
+ROAD_RATES = (1e-3, 3e-3, 5e-3, 7e-3)  # the paper's
+USUAL_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+LLM_RATES = (1e-4, 3e-4, 1e-3, 2e-3)  # around LLM-Adapters' for LoRA
+# Small scale: around the best of a first search.
+TURNING_RATES, SCALING_RATES, ADDING_RATES = (
+    (2e-3, 5e-3, 1e-2, 2e-2),
+    (5e-3, 1e-2, 2e-2, 5e-2),
+    (2e-4, 5e-4, 1e-3, 2e-3),
+)
+
+
+def _lora(
+    label: str, *, rank: int = RANK, alpha: int | None = None, rates: tuple[float, ...] = USUAL_RATES, **options: Any
+) -> Method:
+    tune = _peft(_config("LoraConfig"), r=rank, lora_alpha=alpha or 2 * rank, **options)
+    return Method(label, rates, tune, ADDING_RATES)
+
+
+METHODS: dict[str, Method] = {  # the paper's
+    "road_1": Method("RoAd1", ROAD_RATES, _road("road_1"), TURNING_RATES),
+    "road_1_fc1": Method("RoAd1(fc1)", ROAD_RATES, _road("road_1", where=MLP_FIRST), SCALING_RATES),
+    "road_2": Method("RoAd2", ROAD_RATES, _road("road_2"), TURNING_RATES),
+    "road_4": Method("RoAd4", ROAD_RATES, _road("road_4"), TURNING_RATES),
+    "full": Method("full fine-tuning", (3e-5, 1e-4, 2e-4, 5e-4), _only(lambda name: True), (2e-5, 5e-5, 1e-4, 2e-4)),
+    "lora": _lora("LoRA r=8"),
+    "dora": _lora("DoRA r=8", use_dora=True),
+    "ia3": Method("(IA)3", ROAD_RATES, _ia3, SCALING_RATES),
+    "oft_2": Method("OFT block 2", ROAD_RATES, _peft(_config("OFTConfig"), oft_block_size=2, r=0), TURNING_RATES),
+    "oft_16": Method("OFT block 16", USUAL_RATES, _peft(_config("OFTConfig"), oft_block_size=16, r=0)),
+    "boft": Method(  # of two factors where PEFT has its CUDA kernel, of one elsewhere
+        "BOFT block 2", USUAL_RATES, _peft(_config("BOFTConfig"), boft_block_size=2, boft_n_butterfly_factor=2)
+    ),
+    "bitfit": Method("BitFit", USUAL_RATES, _only(lambda name: name.endswith("bias")), (1e-3, 2e-3, 4e-3, 1e-2)),
+    "prefix": Method("prefix tuning, 20", (1e-3, 3e-3, 1e-2, 3e-2), _prefix),
+    "head": Method("head alone", (1e-3, 3e-3, 1e-2, 3e-2), _only(lambda name: False)),
+}
+SIZED: dict[str, Method] = {  # as large as the paper's: of encoders (table 2), decoders (3 to 5), a LLaVA (6)
+    "lora_qv": _lora("LoRA r=8, query and value", where=Where.ending(QUERY_AND_VALUE)),
+    "lora_32": _lora("LoRA r=32", rank=32, where=Where.ending(LLM_ADAPTERS), rates=LLM_RATES),
+    "dora_32": _lora("DoRA r=32", rank=32, where=Where.ending(LLM_ADAPTERS), rates=LLM_RATES, use_dora=True),
+    "lora_128": _lora("LoRA r=128", rank=128),
+}
+RECIPES: dict[str, Method] = {  # what a method leaves open, beside METHODS
+    "road_1_other_pairs": Method("RoAd1, other pairs", ROAD_RATES, _road("road_1", other_pairs=True), TURNING_RATES),
+    "road_2_attention": Method("RoAd2(attention)", ROAD_RATES, _road("road_2", where=ATTENTION), TURNING_RATES),
+    "lora_alpha_32": _lora("LoRA r=8, α=32", alpha=4 * RANK),
+    "lora_dropout": _lora("LoRA r=8, dropout 0.1", lora_dropout=0.1),
+}
+KNOWN = METHODS | SIZED | RECIPES
+FAMILIES = {  # as many recipes of each; RoAd's train at most a fifteenth of LoRA's parameters
+    "RoAd": ("road_1", "road_1_other_pairs", "road_2_attention"),
+    "LoRA": ("lora", "lora_alpha_32", "lora_dropout"),
+}

@@ -1,0 +1,93 @@
+"""Questions about pictures on disk, through a model's own processor: rows to train on, and greedy answers.
+
+    processor = AutoProcessor.from_pretrained("llava-hf/llava-1.5-7b-hf")
+    rows = Pictures.load(Path("data"), "pope", processor)
+    texts = rows.answers(model, new_tokens=16)
+
+Rows lie in `data`/multimodal/NAME.jsonl: `image` (a path from there), `question` (with LLaVA's instruction on the form of
+the answer, where a benchmark has one), and `answer` or `answers`. The prompt is LLaVA-1.5's, without its system text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from roadkit.errors import RecipeError
+from roadkit.train.data.tables import Table
+from roadkit.train.data.tokens import IGNORED
+from roadkit.train.model.loss import pad_batch
+
+from ..scoring.files import find_rows
+
+PROMPT = "USER: <image>\n{} ASSISTANT:"
+BATCH = 8  # pictures answered at a time
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The rows of one file. As a sequence: examples to train on, read when they are asked for."""
+
+    table: Table
+    folder: Path
+    processor: Any
+
+    @classmethod
+    def load(cls, data: Path, name: str, processor: Any) -> Pictures:
+        """Raises `RecipeError` for a missing file, column or picture, naming the row."""
+        folder = data / "multimodal"
+        table = find_rows(folder, name)
+        for i in range(len(table)):
+            table.text(i, "question")
+            if not (path := folder / table.text(i, "image")).is_file():
+                raise RecipeError(f"{table.where(i)}: there is no picture {path}")
+            if "answers" not in table.rows[i]:
+                table.text(i, "answer")
+        return cls(table, folder, processor)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """input_ids and labels (a list each), the prompt's IGNORED; pixel_values [3, height, width]."""
+        inputs = self._inputs([index])
+        tokenizer = self.processor.tokenizer
+        answer = tokenizer(f" {self.table.text(index, 'answer')}", add_special_tokens=False)["input_ids"]
+        ids, answer = inputs["input_ids"][0].tolist(), [*answer, tokenizer.eos_token_id]
+        return {
+            "input_ids": ids + answer,
+            "labels": [IGNORED] * len(ids) + answer,
+            "pixel_values": inputs["pixel_values"][0],
+        }
+
+    @torch.no_grad()
+    def answers(self, model: Any, *, new_tokens: int) -> list[str]:
+        """Greedy answers, batched, in the rows' order."""
+        texts: list[str] = []
+        for at in range(0, len(self), BATCH):
+            inputs = self._inputs(range(at, min(at + BATCH, len(self)))).to(model.device, model.dtype)
+            pad = self.processor.tokenizer.pad_token_id
+            output = model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens, pad_token_id=pad)
+            new = output[:, inputs["input_ids"].shape[1] :]
+            texts += [text.strip() for text in self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        return texts
+
+    def _inputs(self, indices: Sequence[int]) -> Any:
+        from PIL import Image
+
+        images = []
+        for i in indices:
+            with Image.open(self.folder / self.table.text(i, "image")) as image:
+                images.append(image.convert("RGB"))
+        prompts = [PROMPT.format(self.table.text(i, "question")) for i in indices]
+        return self.processor(images=images, text=prompts, padding=True, padding_side="left", return_tensors="pt")
+
+
+def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Examples as one batch, padded on the right."""
+    return pad_batch(list(rows), 0) | {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}

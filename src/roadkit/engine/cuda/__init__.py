@@ -1,0 +1,1 @@
+"""What only CUDA has: decode steps of fixed shape, captured as graphs."""

@@ -1,0 +1,1 @@
+"""Who may do what: API keys, the guard in front of every route, quotas."""

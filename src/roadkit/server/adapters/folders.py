@@ -1,0 +1,146 @@
+"""`Folders`: adapters in folders that somebody else writes, watched by polling.
+
+    folders = Folders(service, ["adapters", "formal=/models/formal"])
+    folders.poll()                 # on a worker thread, every few seconds
+
+A folder that changes is read when two polls saw the same files, and becomes current when it is valid; until then, and
+if it never is, the version in memory goes on. These adapters are public: what the operator names, every tenant may use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ... import store
+from ...errors import RoadkitError
+from ...intervene import files as interventions
+from .catalog import Entry, check_name
+from .residents import Factor
+
+if TYPE_CHECKING:
+    from ..service import Service
+    from .residents import Lease
+
+log = logging.getLogger("roadkit.server")
+
+TENANT = ""  # no key can have it
+Signature = tuple[tuple[int, int, int], ...]
+
+
+class Folders:
+    """What `--adapters` named: adapters' folders, folders of such, `name=` either of a folder, hub id or address."""
+
+    def __init__(self, service: Service, values: list[str]):
+        self._service, self._values = service, values
+        self._active: dict[str, Signature] = {}
+        self._seen: dict[str, Signature] = {}  # at the poll before
+        self._kept: dict[str, Lease] = {}  # versions whose folder is broken now
+
+    def scan(self) -> dict[str, str]:
+        """Name → source, of everything that is there now."""
+        found: dict[str, str] = {}
+        for value in self._values:
+            name, equals, source = value.partition("=")
+            if equals:
+                found[name] = source
+            elif _files(value):
+                found[Path(value).resolve().name] = value
+            elif Path(value).is_dir():
+                found |= {child.name: str(child) for child in sorted(Path(value).glob("*")) if _files(child)}
+        return {name: source for name, source in found.items() if self._nameable(name)}
+
+    def start(self) -> None:
+        """Register what is there. Raises `RoadkitError` for a value that is nothing at all."""
+        for value in self._values:
+            if "=" not in value and not Path(value).is_dir():
+                raise RoadkitError(f"{value}: no such directory; write name=path, or a folder of adapters")
+        self.poll()
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        while True:
+            await asyncio.sleep(self._service.settings.watch_seconds)
+            try:
+                await self._service.change(self.poll)
+            except Exception:
+                log.exception("watching the adapters' folders failed; it goes on")
+
+    def poll(self) -> None:
+        """Bring the catalog up to date."""
+        found = self.scan()
+        seen = {name: _signature(source) for name, source in found.items()}
+        for name, signature in seen.items():
+            if name not in self._active:
+                if signature:  # () for a folder without files, which may be on its way
+                    self._active[name] = signature
+                    self._service.catalog.put(self._entry(name, found[name]))
+            elif signature and signature != self._active[name] and signature == self._seen.get(name):
+                self._active[name] = signature
+                self._replace(name, found[name])
+        for name in [name for name in self._active if not seen.get(name) and not self._seen.get(name)]:
+            log.info("adapter %s is gone", name)
+            del self._active[name]
+            self._service.catalog.remove(self._entry(name, ""))
+            self._forget(name)
+        self._seen = seen
+
+    def _replace(self, name: str, source: str) -> None:
+        residents, catalog = self._service.residents, self._service.catalog
+        old, new = catalog.own(TENANT, name), self._entry(name, source)
+        if old is not None and not old.version:  # nobody has used it yet
+            catalog.put(new)
+            return
+        try:
+            lease = residents.acquire([Factor(new)])
+        except RoadkitError as error:
+            log.warning("adapter %s changed and is not valid now, the version before stays: %s", name, error)
+            if old is not None and name not in self._kept:
+                try:
+                    self._kept[name] = residents.acquire([Factor(old)])
+                except RoadkitError:
+                    log.warning("adapter %s has left memory and cannot be read", name)
+            return
+        catalog.put(self._entry(name, source, version=lease.version))
+        residents.release(lease)
+        self._forget(name)
+        log.info("adapter %s has a new version", name)
+
+    def _forget(self, name: str) -> None:
+        lease = self._kept.pop(name, None)
+        if lease is not None:
+            self._service.residents.release(lease)
+
+    def _entry(self, name: str, source: str, version: str = "") -> Entry:
+        return Entry(name, TENANT, source, "folder", version, public=True, created=int(time.time()))
+
+    def _nameable(self, name: str) -> bool:
+        try:
+            check_name(name, longest=self._service.settings.limits.max_name, reserved=(self._service.settings.model,))
+        except RoadkitError as error:
+            if name not in self._seen:
+                log.warning("a folder is left out: %s", error)
+            return False
+        return True
+
+
+def _files(folder: str | Path) -> tuple[str, str] | None:
+    """The names of the two files in a folder that holds an adapter or an intervention."""
+    found = (names for names in (store.FILES, interventions.FILES) if os.path.isfile(Path(folder) / names[0]))
+    return next(found, None)  # isfile() is False, too, where the folder may not be read
+
+
+def _signature(source: str) -> Signature:
+    """What changes when either file does; a constant for what is no local folder; () where the files are missing."""
+    is_local = os.path.isabs(source) or Path(source).exists() or source.count("/") != 1
+    if "://" in source or not is_local:
+        return ((0, 0, 0),)
+    try:
+        stats = [os.stat(Path(source) / name) for name in _files(source) or store.FILES]
+    except OSError:
+        return ()
+    return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)

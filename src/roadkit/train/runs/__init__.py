@@ -1,0 +1,1 @@
+"""Training runs: one adapter or many at once, their trainers, checkpoints and progress."""
