@@ -132,13 +132,31 @@ class Adapter:
         span = self.layout.spans[name]
         return self.a[span], self.b[span], self.layout.layers[name][1]
 
+    # What `kinds.AnyAdapter` asks: an adapter rotates linear layers, for every token, and has no parts.
+
+    @property
+    def rotation(self) -> Adapter:
+        return self
+
+    @property
+    def positions(self) -> None:
+        return None
+
+    @property
+    def parts(self) -> Mapping[str, Adapter]:
+        return {}
+
     @property
     def group_sizes(self) -> tuple[int, ...]:
         return tuple(self.layout.parts)
 
-    @functools.cached_property
+    @property
     def content_hash(self) -> str:
         """SHA-256 of what the adapter does: its lowered layers and heads, whatever variant or file they came from."""
+        return self._content_hash
+
+    @functools.cached_property
+    def _content_hash(self) -> str:
         digest = hashlib.sha256(repr(list(self.layout.layers.items())).encode())
         digest.update(self.a.numpy().tobytes())
         digest.update(self.b.numpy().tobytes())

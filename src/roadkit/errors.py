@@ -29,12 +29,28 @@ class ExpressionError(RoadkitError):
         self.position = position
 
 
+class UnknownAdapter(ExpressionError):
+    """A name that no adapter has, or that none has any more."""
+
+
 class ModelError(RoadkitError):
     """A base model that cannot be found or used, or a layer that cannot be adapted."""
 
 
 class RequestError(RoadkitError):
     """A generation request that cannot be served as written; other requests go on."""
+
+
+class ContextTooLong(RequestError):
+    """A prompt, or a prompt and the answer it asks for, that is longer than the model's context."""
+
+
+class QueueFull(RequestError):
+    """So many requests wait that no more are taken; try again later."""
+
+
+class BankFull(RoadkitError):
+    """Running requests use every slot of the bank; try again when one has finished."""
 
 
 class RecipeError(RoadkitError):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from .adapter import Adapter
-from .errors import ExpressionError, nearest
+from .errors import ExpressionError, UnknownAdapter, nearest
 
 MAX_STRENGTH = 8.0
 MAX_TERMS = 16
@@ -124,7 +124,7 @@ def _known(text: str, start: int, end: int, names: Collection[str]) -> str:
         at = start + match.end()
         mend = "; put spaces around a binary '+' or '-'" if any(sign in name for sign in "+-") else ""
         raise ExpressionError(f"expected '+', '-' or '*' at position {at} of {text!r}{mend}", position=at)
-    raise ExpressionError(f"no adapter {name!r}{nearest(name, names)}", position=start)
+    raise UnknownAdapter(f"no adapter {name!r}{nearest(name, names)}", position=start)
 
 
 def _strength(number: str, position: int) -> float:

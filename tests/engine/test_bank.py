@@ -9,8 +9,8 @@ from torch import nn
 
 from roadkit import modules
 from roadkit.adapter import Adapter
-from roadkit.engine.bank import IDENTITY, Bank, BankFull
-from roadkit.errors import AdapterError, AlgebraError, ExpressionError, RoadkitError
+from roadkit.engine.bank import IDENTITY, Bank
+from roadkit.errors import AdapterError, AlgebraError, BankFull, ExpressionError, RoadkitError
 from tests.conftest import TOLERANCE, random_parameters
 
 IDS = torch.tensor([[5, 9, 200, 31, 7, 7, 64], [1, 2, 3, 4, 5, 6, 7], [9, 9, 9, 1, 1, 1, 2], [7, 7, 64, 3, 2, 8, 8]])

@@ -11,8 +11,7 @@ from roadkit.adapter import Adapter
 from roadkit.engine import engine as room
 from roadkit.engine.engine import Engine
 from roadkit.engine.request import Completion, Request
-from roadkit.engine.scheduler import QueueFull
-from roadkit.errors import AdapterError, ExpressionError, ModelError, RequestError
+from roadkit.errors import AdapterError, ExpressionError, ModelError, QueueFull, RequestError
 from roadkit.kernels import native
 from roadkit.kernels import rows as kernels
 from tests.conftest import TOLERANCE, random_parameters

@@ -8,11 +8,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from roadkit.engine.bank import BankFull, Row
+from roadkit.engine.bank import Row
 from roadkit.engine.cache import PAGE, PagedCache
 from roadkit.engine.request import Request
-from roadkit.engine.scheduler import QueueFull, Scheduler, Sequence
-from roadkit.errors import AdapterError
+from roadkit.engine.scheduler import Scheduler, Sequence
+from roadkit.errors import AdapterError, BankFull, QueueFull
 
 NOTHING = torch.empty(0, dtype=torch.int64)
 ids = itertools.count()

@@ -15,7 +15,7 @@ from roadkit import modules
 from roadkit.adapter import Adapter
 from roadkit.engine.engine import Engine
 from roadkit.engine.request import Request
-from roadkit.engine.scheduler import QueueFull
+from roadkit.errors import QueueFull
 from roadkit.expression import compose
 from tests.engine.test_engine import VOCAB, assert_greedy, nothing_held
 

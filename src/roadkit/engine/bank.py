@@ -22,22 +22,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import expression, modules
+from .. import expression, kinds, modules
 from ..adapter import Adapter, Layout
-from ..errors import AdapterError, ExpressionError, RoadkitError
+from ..errors import AdapterError, BankFull, ExpressionError, UnknownAdapter
 from ..intervene.files import is_intervention
-from ..intervene.intervention import Intervention
 from ..intervene.positions import Positions
-from ..intervene.sites import check_sites
+from ..kinds import AnyAdapter
 from ..rotation import check_group_size
 from .bank_layer import BankLayer
 from .heads import HeadBank
 
 IDENTITY = 0
-
-
-class BankFull(RoadkitError):
-    """Every slot is in use by a running request; try again when one has finished."""
 
 
 class Row(NamedTuple):
@@ -70,7 +65,7 @@ class Bank:
     def __init__(
         self,
         model: nn.Module,
-        adapters: Mapping[str, Adapter | Intervention | str | os.PathLike] | None = None,
+        adapters: Mapping[str, AnyAdapter | str | os.PathLike] | None = None,
         *,
         slots: int = 64,
         target_layers: Sequence[str] = (),
@@ -92,7 +87,7 @@ class Bank:
         self._group_sizes: tuple[int, ...] = ()
         self._buffer = torch.empty(0)
         self._undo: list[Callable[[], None]] = []
-        self._sources: dict[str, Adapter | Intervention | str | os.PathLike] = {}
+        self._sources: dict[str, AnyAdapter | str | os.PathLike] = {}
         self._loaded: OrderedDict[str, Adapter] = OrderedDict()
         self._rows: OrderedDict[str, int] = OrderedDict()  # key → slot, least recently used first
         self._slot_heads: dict[int, Mapping] = {}
@@ -121,27 +116,22 @@ class Bank:
         """The registered adapters."""
         return tuple(self._sources)
 
-    def add(self, name: str, source: Adapter | Intervention | str | os.PathLike) -> None:
+    def add(self, name: str, source: AnyAdapter | str | os.PathLike) -> None:
         """Register an adapter, or a new version under an old name: rows in use keep the version they started with."""
         if expression._NAME.fullmatch(name) is None:
             raise AdapterError(f"{name!r} is no adapter name: letters, digits and _.:/@- after a letter, digit or _")
-        if not isinstance(source, Adapter | Intervention) and is_intervention(source):
-            source = Intervention.load(source)
-        if isinstance(source, Intervention):
-            self._add_intervention(name, source)
-            return
-        if isinstance(source, Adapter):
-            modules.match(self.model, source)
-        elif not os.path.isdir(source) and "/" not in os.fspath(source):
-            raise AdapterError(f"adapter {name!r}: no such directory: {os.fspath(source)}")
-        self._forget(name)
-        self._sources[name] = source
-
-    def _add_intervention(self, name: str, source: Intervention) -> None:
-        if source.source is not None:
+        if isinstance(source, str | os.PathLike):
+            if not os.path.isdir(source) and "/" not in os.fspath(source):
+                raise AdapterError(f"adapter {name!r}: no such directory: {os.fspath(source)}")
+            if not is_intervention(source):  # read when it is first used
+                self._forget(name)
+                self._sources[name] = source
+                return
+            source = kinds.load(source)
+        if getattr(source, "source", None) is not None:
             raise AdapterError(f"{name!r} takes hidden states from another run; `intervened` does that, a bank cannot")
-        check_sites(self.model, [(site, width) for site, (width, _) in source.rotation.layout.layers.items()])
-        parts = {f"{name}:{label}": source.select(label) for label in source.subspaces}
+        kinds.check_fit(self.model, source)
+        parts = {f"{name}:{label}": part for label, part in source.parts.items()}
         taken = [part for part in parts if part in self._sources and part not in self._parts.get(name, ())]
         if taken:
             raise AdapterError(f"intervention {name!r} has a subspace {taken[0]!r}, an adapter has that name already")
@@ -152,7 +142,7 @@ class Bank:
     def remove(self, name: str) -> None:
         """Forget a name (an intervention's subspaces with it); rows in use stay until released."""
         if name not in self._sources:
-            raise ExpressionError(f"no adapter {name!r}")
+            raise UnknownAdapter(f"no adapter {name!r}")
         self._forget(name)
 
     def _forget(self, name: str) -> None:
@@ -164,10 +154,10 @@ class Bank:
         """The adapter of a registered name, read from its directory when it is not in memory."""
         source = self._sources.get(name)
         if source is None:
-            raise ExpressionError(f"adapter {name!r} has been removed")
-        if isinstance(source, Adapter | Intervention):
+            raise UnknownAdapter(f"adapter {name!r} has been removed")
+        if not isinstance(source, str | os.PathLike):
             self._content[name] = source.content_hash
-            return source.rotation if isinstance(source, Intervention) else source
+            return source.rotation
         if name in self._loaded:
             self._loaded.move_to_end(name)
             return self._loaded[name]
@@ -222,11 +212,9 @@ class Bank:
     def _reach(self, terms: tuple[expression.Term, ...]) -> tuple[Positions | None, bool]:
         """Where an expression's interventions act (None: it has none), and whether it rotates linear layers."""
         found = [self._sources.get(term.name) for term in terms]
-        where = {source.positions: None for source in found if isinstance(source, Intervention)}
-        if len(where) > 1:
-            one, other, *_ = where
-            raise ExpressionError(f"one expression intervenes at {one} and at {other}; give them the same positions")
-        return next(iter(where), None), any(not isinstance(source, Intervention) for source in found)
+        values = [source for source in found if not isinstance(source, str | os.PathLike | None)]
+        intervening = [value for value in values if value.positions is not None]  # folders read later never are
+        return kinds.common_positions(intervening), len(intervening) < len(found)
 
     @property
     def address(self) -> int:

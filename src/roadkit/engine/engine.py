@@ -21,16 +21,16 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from .. import models
-from ..adapter import Adapter
 from ..errors import AdapterError, ModelError, RequestError, RoadkitError
 from ..expression import Term
-from ..intervene.intervention import Intervention
+from ..kinds import AnyAdapter
 from . import scheduler as scheduling
 from .bank import Bank, Row
 from .cache import PAGE, PagedCache, stored_dtype
 from .cpu.packed import Weights
 from .grammar import Grammars
-from .request import Chunk, Completion, FinishReason, Message, Request
+from .prompts import PromptEncoder
+from .request import Chunk, Completion, Fault, FinishReason, Request, failed
 from .runner import Runner, Scored
 from .sampler import sample, token_logprobs
 from .scheduler import Scheduler
@@ -59,7 +59,7 @@ class Engine:
         model: PreTrainedModel,
         tokenizer: Any,
         *,
-        adapters: Mapping[str, Adapter | Intervention | str | os.PathLike] | None = None,
+        adapters: Mapping[str, AnyAdapter | str | os.PathLike] | None = None,
         max_batch: int = 8,
         max_waiting: int = 4096,
         slots: int | None = None,
@@ -79,6 +79,7 @@ class Engine:
         number = stored_dtype(model.dtype, model.device).itemsize
         cache = PagedCache(_num_pages(config, number, cache_gib, max_batch, self.max_context), device=model.device)
         self.max_context = min(self.max_context, cache.num_pages * PAGE)
+        self.prompts = PromptEncoder(tokenizer, vocab_size=config.vocab_size, max_context=self.max_context)
         self.runner = Runner(model, cache, weights=weights)
         self.bank = Bank(
             model,
@@ -99,7 +100,7 @@ class Engine:
         cls,
         name: str,
         *,
-        adapters: Mapping[str, Adapter | Intervention | str | os.PathLike] | None = None,
+        adapters: Mapping[str, AnyAdapter | str | os.PathLike] | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
         max_batch: int = 8,
@@ -135,7 +136,7 @@ class Engine:
         """Names of the registered adapters."""
         return self.bank.names
 
-    def add_adapter(self, name: str, source: Adapter | Intervention | str | os.PathLike) -> None:
+    def add_adapter(self, name: str, source: AnyAdapter | str | os.PathLike) -> None:
         """Register an adapter or a new version of one; running requests keep the version they started with."""
         with self._lock:
             self.bank.add(name, source)
@@ -158,7 +159,7 @@ class Engine:
                         pass
                     answers.append(self.enqueue(sequence))
                 except RoadkitError as error:
-                    answers.append(Completion(text="", token_ids=[], finish_reason="error", error=str(error)))
+                    answers.append(failed(str(error), "request"))
             return [answer.result() if isinstance(answer, Stream) else answer for answer in answers]
         finally:  # an interrupt leaves nothing running
             for answer in answers:
@@ -203,7 +204,7 @@ class Engine:
             batch = self.scheduler.next_batch()
             while self.scheduler.failed:
                 sequence, error = self.scheduler.failed.pop()
-                self._finish(sequence, "error", error=str(error))
+                self._finish(sequence, "error", error=str(error), fault="request")
             if not batch:
                 return bool(self.scheduler.running or self.scheduler.waiting)
             try:
@@ -213,7 +214,7 @@ class Engine:
             except Exception as error:  # the step's requests fail, the engine and the queue live on
                 log.exception("a step failed")
                 for sequence, _ in batch:
-                    self._finish(sequence, "error", error=f"{type(error).__name__}: {error}")
+                    self._finish(sequence, "error", error=f"{type(error).__name__}: {error}", fault="engine")
                 if models.device_lost(self.runner.model.device):
                     raise
             return True
@@ -236,18 +237,9 @@ class Engine:
         return row
 
     def _sequence(self, request: Request, terms: tuple[Term, ...], tenant: str) -> scheduling.Sequence:
-        token_ids = self.encode(request.prompt)
-        if not token_ids:
-            raise RequestError("the prompt is empty: it has no tokens")
-        vocab = self.runner.model.config.get_text_config().vocab_size
-        outside = next((token for token in token_ids if not 0 <= token < vocab), None)
-        if outside is not None:
-            raise RequestError(f"token id {outside} is outside the vocabulary of {vocab}")
-        if len(token_ids) + request.max_tokens > self.max_context:
-            raise RequestError(
-                f"the prompt has {len(token_ids)} tokens and max_tokens is {request.max_tokens}, "
-                f"together at most {self.max_context} fit the context"
-            )
+        token_ids = self.prompts.encode(request.prompt)
+        self.prompts.check_room(len(token_ids), request.max_tokens)
+        vocab = self.prompts.vocab_size
         end_ids = frozenset(token for token in {*self.end_ids, *request.stop_token_ids} if 0 <= token < vocab)
         return scheduling.Sequence(
             id=next(self._ids),
@@ -262,20 +254,6 @@ class Engine:
             detokenizer=Detokenizer(self.tokenizer, request.stop, token_ids),
             grammar=None if request.json_schema is None else self._grammars.json(request.json_schema),
         )
-
-    def encode(self, prompt: str | list[Message] | list[int]) -> list[int]:
-        """The tokens of a prompt: text, chat messages through the model's template, or tokens as they are."""
-        if isinstance(prompt, str):
-            return list(self.tokenizer(prompt)["input_ids"])
-        if prompt and isinstance(prompt[0], dict):
-            if not getattr(self.tokenizer, "chat_template", None):
-                raise RequestError("the model has no chat template; send the prompt as text")
-            try:
-                text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-            except Exception as error:  # jinja's errors: a role or message that the template refuses
-                raise RequestError(f"the model's chat template refuses these messages: {error}") from error
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return list(prompt)  # type: ignore[arg-type]
 
     def _append(self, scored: list[Scored]) -> None:
         """Choose and record the next token of every sequence that is through with its tokens."""
@@ -295,7 +273,9 @@ class Engine:
         for item, fine, token, logprob in zip(ready, finite, tokens, logprobs, strict=True):
             sequence = item.sequence
             if not fine:
-                self._finish(sequence, "error", error="the model's logits are not finite with this adapter")
+                self._finish(
+                    sequence, "error", error="the model's logits are not finite with this adapter", fault="request"
+                )
                 continue
             self._push(sequence, token, logprob)
 
@@ -336,6 +316,7 @@ class Engine:
         text: str = "",
         num_new: int = 0,
         error: str | None = None,
+        fault: Fault | None = None,
     ) -> None:
         """End a request wherever it is. `text` and `num_new` tokens were not emitted yet."""
         if sequence.finished:
@@ -353,6 +334,7 @@ class Engine:
             prompt_tokens=sequence.num_prompt,
             cached_tokens=sequence.num_cached,
             error=error,
+            fault=fault,
         )
         logprobs = sequence.logprobs[-num_new:] if num_new else []
         sequence.emit(Chunk(text, generated[len(generated) - num_new :], logprobs, completion))

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..errors import RequestError, nearest
+from ..errors import RequestError
+from ..validation import problems
 
 Message = dict[str, Any]
 
@@ -59,20 +60,11 @@ class Request(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise RequestError("; ".join(map(_explain, error.errors()))) from None
+            raise RequestError("; ".join(map(str, problems(error, Request)))) from None
         if "" in self.stop:
             raise RequestError("stop: an empty string would stop every text at once; leave it out")
         if self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")
-
-
-def _explain(problem: Any) -> str:
-    field = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("list[", "str")))
-    if problem["type"] == "extra_forbidden":
-        return f"unknown field {field!r}{nearest(field, Request.model_fields)}"
-    if problem["type"] == "missing":
-        return f"{field} is missing"
-    return f"{field}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {str(problem['input'])[:80]!r}"
 
 
 class TokenLogprob(NamedTuple):
@@ -84,10 +76,14 @@ class TokenLogprob(NamedTuple):
 
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+Fault = Literal["request", "engine"]  # whose an error is: what was asked for, or what was to answer it
 
 
 class Completion(BaseModel):
-    """The answer to one request. With finish_reason 'error', `error` says why and the text is what there was."""
+    """The answer to one request.
+
+    error, fault    if finish_reason is 'error' or 'cancelled': why, and for an error whose it is; the text is what there was
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -99,6 +95,12 @@ class Completion(BaseModel):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     error: str | None = None
+    fault: Fault | None = None
+
+
+def failed(error: str, fault: Fault) -> Completion:
+    """The answer to a request that never began."""
+    return Completion(text="", token_ids=[], finish_reason="error", error=error, fault=fault)
 
 
 class Chunk(NamedTuple):

@@ -20,15 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import RequestError, RoadkitError
+from ..errors import BankFull, QueueFull, RoadkitError
 from ..expression import Term
-from .bank import IDENTITY, BankFull, Row
+from .bank import IDENTITY, Row
 from .cache import PAGE, PagedCache, page_keys
 from .request import Chunk, FinishReason, Request, TokenLogprob
-
-
-class QueueFull(RequestError):
-    """The queue has reached its bound; try again later."""
 
 
 @dataclass(eq=False)

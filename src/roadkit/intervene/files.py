@@ -23,6 +23,7 @@ from ..adapter import Adapter, Base
 from ..errors import AdapterError, RoadkitError
 from ..files import replaced_directory
 from ..rotation import raise_to_parameters
+from ..validation import problems
 from .intervention import Intervention
 from .positions import Positions
 from .subspace import Subspace
@@ -116,9 +117,7 @@ def parse(text: bytes, weights: bytes, *, origin: str = "intervention") -> Inter
         config = _Config.model_validate_json(text)
         tensors = load_safetensors(weights)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or CONFIG
-        raise AdapterError(f"{path}: {where}: {problem['msg']}") from error
+        raise AdapterError(f"{path}: {problems(error, _Config, noun='key')[0]}") from error
     except (SafetensorError, ValueError) as error:
         raise AdapterError(f"{path}: {WEIGHTS} cannot be read, it is truncated or corrupt: {error}") from error
     expected = {f"{site}.{leaf}" for site in config.sites for leaf in ("road_theta", "road_alpha")}

@@ -69,6 +69,11 @@ class Intervention:
         return tuple(self.rotation.layout.layers)
 
     @property
+    def parts(self) -> Mapping[str, Intervention]:
+        """Each subspace by itself."""
+        return {name: self.select(name) for name in self.subspaces}
+
+    @property
     def content_hash(self) -> str:
         """SHA-256 of the rotation, the pairs and the positions: what it does to a request."""
         pairs = None if self.chosen is None else sorted(self.chosen.pairs)

@@ -9,12 +9,13 @@ import logging
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from ..engine.scheduler import QueueFull
-from ..errors import ExpressionError, RoadkitError, nearest
+from ..errors import ContextTooLong, ExpressionError, QueueFull, RoadkitError, UnknownAdapter
+from ..validation import Problem, body_problem
 
 log = logging.getLogger("roadkit.server")
 
@@ -69,11 +70,11 @@ def from_roadkit(error: RoadkitError, *, param: str | None = None) -> ApiError:
     text = str(error)
     if isinstance(error, QueueFull):
         return overloaded(text)
+    if isinstance(error, UnknownAdapter):
+        return ApiError(404, f"the model does not exist: {text}", param="model", code="model_not_found")
     if isinstance(error, ExpressionError):
-        if text.startswith("no adapter"):
-            return ApiError(404, f"the model does not exist: {text}", param="model", code="model_not_found")
         return ApiError(400, text, param="model", code="invalid_expression")
-    if "fit the context" in text:
+    if isinstance(error, ContextTooLong):
         return ApiError(400, text, param=param or "messages", code="context_length_exceeded")
     return ApiError(400, text, param=param)
 
@@ -91,7 +92,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _explain(error).response
+        return from_problem(body_problem(error.errors()[0], _body_model(request))).response
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
@@ -107,28 +108,24 @@ def install(app: FastAPI) -> None:
         return ApiError(500, f"the server failed; its log has the reason under request {request_id}").response
 
 
-def _explain(error: RequestValidationError) -> ApiError:
-    """The first problem of a body, in OpenAI's words where it has some."""
-    problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"][1:] if isinstance(part, (int, str))]
-    field = path[0] if path else None
-    if problem["type"] == "json_invalid":
-        return ApiError(
-            400, f"the body is not valid JSON: {problem.get('ctx', {}).get('error', '')}", code="invalid_json"
-        )
-    if problem["type"] == "extra_forbidden":
-        known = (problem.get("ctx") or {}).get("known", ())
-        return ApiError(
-            400,
-            f"Unrecognized request argument supplied: {'.'.join(path)[:100]}{nearest(path[-1][:100], known)}",
-            param=field and field[:100],
-            code="unknown_parameter",
-        )
-    if problem["type"] == "missing":
-        what = ".".join(path) or "the body"
-        return ApiError(400, f"you must provide {what}", param=field, code="missing_required_parameter")
-    detail = problem["msg"].removeprefix("Value error, ")
-    where = ".".join(part for part in path if not part.startswith(("list[", "str", "constrained", "function")))
-    return ApiError(
-        400, f"{where[:200]}: {detail}" if where else detail, param=field and field[:100], code="invalid_value"
-    )
+def from_problem(problem: Problem) -> ApiError:
+    """A field that is wrong, in OpenAI's words if it has some."""
+    field = problem.field[:200]
+    param = field.partition(".")[0][:100] or None
+    if problem.kind == "json":
+        return ApiError(400, f"the body is not valid JSON: {problem.detail}", code="invalid_json")
+    if problem.kind == "unknown":
+        text = f"Unrecognized request argument supplied: {field[:100]}{problem.hint}"
+        return ApiError(400, text, param=param, code="unknown_parameter")
+    if problem.kind == "missing":
+        text = f"you must provide {field or 'the body'}"
+        return ApiError(400, text, param=param, code="missing_required_parameter")
+    text = f"{field}: {problem.detail}" if field else problem.detail
+    return ApiError(400, text, param=param, code="invalid_value")
+
+
+def _body_model(request: Request) -> type[BaseModel] | None:
+    """The model of the route's body, whose fields a mistyped one may resemble."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    kind = getattr(getattr(field, "field_info", None), "annotation", None)
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None

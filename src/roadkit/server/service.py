@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from .. import expression
-from ..errors import ExpressionError, RoadkitError
+from ..errors import RoadkitError, UnknownAdapter
 from .access.keys import Key, Keyring
 from .access.quotas import Meter
 from .adapters.catalog import Catalog, Entry
@@ -121,6 +121,6 @@ class Service:
         for term in expression.parse(model, self.catalog.view(key.tenant)):
             found = self.catalog.resolve(key.tenant, term.name)
             if found is None:  # removed between the two look-ups
-                raise ExpressionError(f"no adapter {term.name!r}")
+                raise UnknownAdapter(f"no adapter {term.name!r}")
             factors.append(Factor(*found, term.strength))
         return factors

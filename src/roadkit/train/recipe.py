@@ -8,14 +8,15 @@ Every default stands here and nowhere else. All problems of a file are listed in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..errors import RecipeError, nearest
+from ..errors import RecipeError
+from ..validation import problems
 
 Task = Literal["causal", "classification", "regression"]
 FormatName = Literal["auto", "prompt_completion", "messages", "alpaca", "sharegpt", "text", "sentences"]
@@ -119,9 +120,10 @@ class Recipe(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise RecipeError("; ".join(dict.fromkeys(map(_explain, error.errors())))) from None
-        if problems := self._contradictions():
-            raise RecipeError("; ".join(problems))
+            found = map(str, problems(error, Recipe, noun="key"))
+            raise RecipeError("; ".join(dict.fromkeys(found))) from None
+        if contradictions := self._contradictions():
+            raise RecipeError("; ".join(contradictions))
 
     @field_validator("target_modules", "modules_to_save", mode="before")
     @classmethod
@@ -241,16 +243,3 @@ class _Loader(yaml.SafeLoader):
         if twice is not None:
             raise yaml.YAMLError(f"the key {twice!r} is written twice (line {node.start_mark.line + 1} and below)")
         return super().construct_mapping(node, deep)
-
-
-_KEYS: Mapping[tuple[str, ...], Iterable[str]] = {(): Recipe.model_fields, ("lora",): LoraOptions.model_fields}
-
-
-def _explain(problem: Any) -> str:
-    path = tuple(str(part) for part in problem["loc"] if not str(part).startswith(("literal[", "tuple[")))
-    name = ".".join(path)
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {name!r}{nearest(path[-1], _KEYS.get(path[:-1], ()))}"
-    if problem["type"] == "missing":
-        return f"{name} is missing"
-    return f"{name}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {str(problem['input'])[:80]!r}"

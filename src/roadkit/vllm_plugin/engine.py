@@ -16,7 +16,6 @@ import itertools
 import os
 import shutil
 import tempfile
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import fields
@@ -25,8 +24,9 @@ from typing import Any, NamedTuple
 
 from .. import expression, models, store
 from ..adapter import Adapter
-from ..engine.request import Chunk, Completion, Message, Request
-from ..errors import AdapterError, ExpressionError, RequestError, RoadkitError, nearest
+from ..engine.prompts import PromptEncoder
+from ..engine.request import Chunk, Completion, Request, failed
+from ..errors import AdapterError, RoadkitError, UnknownAdapter, nearest
 from ..files import replaced_directory
 from . import loading, register
 from .params import sampling_params
@@ -56,7 +56,8 @@ class AsyncVllmEngine:
         self.hf_config = config.model_config.hf_config
         self.max_context: int = config.model_config.max_model_len
         self.max_batch: int = config.scheduler_config.max_num_seqs
-        self.vocab_size: int = config.model_config.get_vocab_size()
+        vocab_size: int = config.model_config.get_vocab_size()
+        self.prompts = PromptEncoder(tokenizer, vocab_size=vocab_size, max_context=self.max_context)
         self.max_idle: int = config.lora_config.max_cpu_loras  # compositions kept although no request uses them
         self._copies = tempfile.TemporaryDirectory(prefix="roadkit-vllm-", dir=folder)
         self.folder = Path(self._copies.name)
@@ -67,7 +68,6 @@ class AsyncVllmEngine:
         self._streams: dict[str, VllmStream] = {}
         self._ids, self._numbers = itertools.count(), itertools.count(1)
         self._lock = asyncio.Lock()  # loading and evicting: one at a time, requests go on
-        self._tokenizing = threading.Lock()  # fast tokenizers dislike being set up by two threads at once
 
     @classmethod
     async def from_pretrained(
@@ -157,7 +157,7 @@ class AsyncVllmEngine:
         """Forget an adapter; accepted requests that use it finish."""
         async with self._lock:
             if name not in self._sources:
-                raise ExpressionError(f"no adapter {name!r}")
+                raise UnknownAdapter(f"no adapter {name!r}")
             del self._sources[name]
             await self._evict()
             self._sweep()
@@ -170,33 +170,13 @@ class AsyncVllmEngine:
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 
-    def encode(self, prompt: str | list[Message] | list[int]) -> list[int]:
-        """The prompt's tokens; on any thread. Raises `RequestError`."""
-        if isinstance(prompt, str):
-            with self._tokenizing:
-                token_ids = list(self.tokenizer(prompt)["input_ids"])
-        elif prompt and isinstance(prompt[0], dict):
-            token_ids = self._encode_messages(prompt)
-        else:
-            token_ids = [token for token in prompt if isinstance(token, int)]
-        if not token_ids:
-            raise RequestError("the prompt is empty: it has no tokens")
-        outside = next((token for token in token_ids if not 0 <= token < self.vocab_size), None)
-        if outside is not None:
-            raise RequestError(f"token id {outside} is outside the vocabulary of {self.vocab_size}")
-        return token_ids
-
     def prepare(self, request: Request, *, adapter: Adapter | None = None) -> Prepared:
         """Check a request, all but its adapter; on any thread. `adapter`: a value instead of the request's expression.
 
         Raises `RequestError`.
         """
-        token_ids = self.encode(request.prompt)
-        if len(token_ids) + request.max_tokens > self.max_context:
-            raise RequestError(
-                f"the prompt has {len(token_ids)} tokens and max_tokens is {request.max_tokens}, "
-                f"together at most {self.max_context} fit the context"
-            )
+        token_ids = self.prompts.encode(request.prompt)
+        self.prompts.check_room(len(token_ids), request.max_tokens)
         return Prepared(token_ids, sampling_params(request), request.adapter if adapter is None else adapter)
 
     async def submit(self, request: Request | Prepared, *, tenant: str = "") -> VllmStream:
@@ -233,7 +213,7 @@ class AsyncVllmEngine:
             try:
                 return await (await self.submit(request)).result()
             except RoadkitError as error:
-                return Completion(text="", token_ids=[], finish_reason="error", error=str(error))
+                return failed(str(error), "request")
 
         return list(await asyncio.gather(*map(answer, requests)))
 
@@ -353,13 +333,3 @@ class AsyncVllmEngine:
         for entry in self.folder.iterdir():
             if str(entry) not in needed and not entry.name.startswith("."):  # a dot: being written
                 shutil.rmtree(entry, ignore_errors=True)
-
-    def _encode_messages(self, messages: Sequence[Any]) -> list[int]:
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise RequestError("the model has no chat template; send the prompt as text")
-        with self._tokenizing:
-            try:
-                text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            except Exception as error:  # jinja's errors: a role or message that the template refuses
-                raise RequestError(f"the model's chat template refuses these messages: {error}") from error
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

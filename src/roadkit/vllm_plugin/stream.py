@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from ..engine.request import Chunk, Completion
+from ..engine.request import Chunk, Completion, Fault, FinishReason
 from .params import to_chunk
 
 log = logging.getLogger("roadkit.vllm")
@@ -65,10 +65,10 @@ class VllmStream:
                 self._chunks.put_nowait(chunk)
         except Exception as error:  # vLLM refused it, or its engine is gone
             log.warning("request %s failed: %s", self.id, error)
-            self._end("error", error=f"{type(error).__name__}: {error}")
+            self._end("error", error=f"{type(error).__name__}: {error}", fault="engine")
         self._end("cancelled")
 
-    def _end(self, reason: Any, *, error: str | None = None) -> None:
+    def _end(self, reason: FinishReason, *, error: str | None = None, fault: Fault | None = None) -> None:
         """Say how it ended, unless vLLM said so, and tell the engine; once."""
         if self._closed:
             return
@@ -78,6 +78,7 @@ class VllmStream:
             return
         text = "".join(piece.text for piece in self._pieces)
         tokens = [token for piece in self._pieces for token in piece.token_ids]
-        chunk = Chunk("", (), (), Completion(text=text, token_ids=tokens, finish_reason=reason, error=error))
+        completion = Completion(text=text, token_ids=tokens, finish_reason=reason, error=error, fault=fault)
+        chunk = Chunk("", (), (), completion)
         self._pieces.append(chunk)
         self._chunks.put_nowait(chunk)

@@ -11,8 +11,7 @@ import torch
 from transformers import RobertaConfig, RobertaModel
 
 from roadkit import models
-from roadkit.engine.scheduler import QueueFull
-from roadkit.errors import RequestError
+from roadkit.errors import QueueFull, RequestError
 from roadkit.server.access.keys import Keyring
 from roadkit.server.app import build
 from roadkit.server.backends.encoder import EncoderEngine, EncoderJob

@@ -10,7 +10,7 @@ from roadkit.engine.request import Request
 from roadkit.errors import AdapterError
 from roadkit.intervene import Intervention, Positions, Subspace
 from roadkit.server.adapters.residents import Residents
-from roadkit.server.backends.worker import rotating
+from roadkit.server.backends.fit import of_layers
 from tests.conftest import random_parameters
 
 PROMPT = "the quick brown fox jumps over the lazy dog"
@@ -177,4 +177,4 @@ def test_uploads_that_do_not_fit_are_refused(local, tmp_path, change):
 
 def test_engines_without_hidden_states_refuse():
     with pytest.raises(AdapterError, match="embedded engine"):
-        rotating(intervention())
+        of_layers(intervention())

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roadkit.engine.scheduler import QueueFull
+from roadkit.errors import QueueFull
 from roadkit.server.backends.queue import FairQueue
 
 TENANTS = ("a", "b", "c")

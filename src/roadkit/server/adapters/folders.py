@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ... import store
 from ...errors import RoadkitError
-from ...intervene import files as interventions
+from ...kinds import files_in
 from .catalog import Entry, check_name
 from .residents import Factor
 
@@ -48,10 +48,10 @@ class Folders:
             name, equals, source = value.partition("=")
             if equals:
                 found[name] = source
-            elif _files(value):
+            elif files_in(value):
                 found[Path(value).resolve().name] = value
             elif Path(value).is_dir():
-                found |= {child.name: str(child) for child in sorted(Path(value).glob("*")) if _files(child)}
+                found |= {child.name: str(child) for child in sorted(Path(value).glob("*")) if files_in(child)}
         return {name: source for name, source in found.items() if self._nameable(name)}
 
     def start(self) -> None:
@@ -128,19 +128,13 @@ class Folders:
         return True
 
 
-def _files(folder: str | Path) -> tuple[str, str] | None:
-    """The names of the two files in a folder that holds an adapter or an intervention."""
-    found = (names for names in (store.FILES, interventions.FILES) if os.path.isfile(Path(folder) / names[0]))
-    return next(found, None)  # isfile() is False, too, where the folder may not be read
-
-
 def _signature(source: str) -> Signature:
     """What changes when either file does; a constant for what is no local folder; () where the files are missing."""
     is_local = os.path.isabs(source) or Path(source).exists() or source.count("/") != 1
     if "://" in source or not is_local:
         return ((0, 0, 0),)
     try:
-        stats = [os.stat(Path(source) / name) for name in _files(source) or store.FILES]
+        stats = [os.stat(Path(source) / name) for name in files_in(source) or store.FILES]
     except OSError:
         return ()
     return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)

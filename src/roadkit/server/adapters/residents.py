@@ -23,12 +23,11 @@ from typing import NamedTuple
 
 import torch
 
-from ... import expression, store
+from ... import expression, kinds
 from ...adapter import Adapter
-from ...errors import AdapterError, ExpressionError, RoadkitError, nearest
+from ...errors import AdapterError, RoadkitError, UnknownAdapter, nearest
 from ...expression import MAX_ENTRY, Term
-from ...intervene import files as interventions
-from ...intervene.intervention import Intervention
+from ...kinds import AnyAdapter
 from ..backends.base import Backend
 from ..metrics import Metrics
 from .catalog import Catalog, Entry, version_of
@@ -55,7 +54,7 @@ class Lease:
     """A composition in memory and who uses it."""
 
     name: str
-    adapter: Adapter | Intervention  # of several `parts` the first
+    adapter: AnyAdapter  # of several `parts` the first
     version: str = ""  # SHA-256 of the files, '' for a composition
     users: int = 0
     terms: tuple[Term, ...] = ()
@@ -93,7 +92,7 @@ class Residents:
                 Term(f"{lease.name}:{factor.part}" if factor.part else lease.name, factor.strength)
                 for lease, factor in zip(singles, factors, strict=True)
             )
-            if any(isinstance(lease.adapter, Intervention) for lease in singles):
+            if any(lease.adapter.positions is not None for lease in singles):
                 self._check_sound(factors, singles, terms)
                 lease = Lease("", singles[0].adapter, terms=terms, parts=tuple(singles))
                 singles.clear()  # held until the lease is released
@@ -127,12 +126,11 @@ class Residents:
         if old is not None:
             self.release(old)
 
-    def validate(self, config: bytes, weights: bytes, *, origin: str) -> Adapter | Intervention:
+    def validate(self, config: bytes, weights: bytes, *, origin: str) -> AnyAdapter:
         """Parse bytes that are to be served: sound, of this model, and bounded. Raises `AdapterError`."""
-        parse = interventions.parse if interventions.is_config(config) else store.parse
-        adapter = parse(config, weights, origin=origin)
+        adapter = kinds.parse(config, weights, origin=origin)
         self._backend.check(adapter)
-        rotation = _rotation(adapter)
+        rotation = adapter.rotation
         largest = float(torch.maximum(rotation.a.abs().max(), rotation.b.abs().max()))
         if largest > MAX_ENTRY:
             raise AdapterError(
@@ -151,7 +149,7 @@ class Residents:
                 self._leases.move_to_end(name)
             return lease
 
-    def _add(self, name: str, adapter: Adapter | Intervention, version: str = "") -> Lease:
+    def _add(self, name: str, adapter: AnyAdapter, version: str = "") -> Lease:
         adapter.content_hash  # noqa: B018  computed here, not between two steps of the engine
         with self._lock:
             self._backend.load(name, adapter)
@@ -186,12 +184,9 @@ class Residents:
 
     def _compose(self, factors: Sequence[Factor], singles: Sequence[Lease], terms: tuple[Term, ...]) -> Adapter:
         """All rotations as one. Raises `RoadkitError` in the client's names, not ours."""
-        where = {lease.adapter.positions: None for lease in singles if isinstance(lease.adapter, Intervention)}
-        if len(where) > 1:
-            one, other, *_ = where
-            raise ExpressionError(f"one expression intervenes at {one} and at {other}; give them the same positions")
+        kinds.common_positions(lease.adapter for lease in singles)
         rotations = {
-            term.name: _rotation(lease.adapter, factor.part)
+            term.name: (lease.adapter.parts[factor.part] if factor.part else lease.adapter).rotation
             for term, lease, factor in zip(terms, singles, factors, strict=True)
         }
         try:
@@ -224,21 +219,13 @@ class Residents:
 
     def _read(self, entry: Entry) -> tuple[bytes, bytes]:
         try:
-            files = interventions.FILES if interventions.is_intervention(entry.source) else store.FILES
-            return store.read(entry.source, files)
+            return kinds.read(entry.source)
         except AdapterError as error:  # the message names the server's folders
             log.warning("adapter %s cannot be read: %s", entry.name, error)
-            raise ExpressionError(f"no adapter {entry.name!r} any more") from None
+            raise UnknownAdapter(f"no adapter {entry.name!r} any more") from None
 
 
-def _rotation(adapter: Adapter | Intervention, part: str = "") -> Adapter:
-    if isinstance(adapter, Intervention):
-        return (adapter.select(part) if part else adapter).rotation
-    return adapter
-
-
-def _check_part(factor: Factor, adapter: Adapter | Intervention) -> None:
-    known = adapter.subspaces if isinstance(adapter, Intervention) else {}
-    if factor.part and factor.part not in known:
-        close = nearest(factor.name, [f"{factor.entry.name}:{label}" for label in known])
-        raise ExpressionError(f"no adapter {factor.name!r}{close}")
+def _check_part(factor: Factor, adapter: AnyAdapter) -> None:
+    if factor.part and factor.part not in adapter.parts:
+        close = nearest(factor.name, [f"{factor.entry.name}:{label}" for label in adapter.parts])
+        raise UnknownAdapter(f"no adapter {factor.name!r}{close}")

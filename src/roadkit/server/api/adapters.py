@@ -21,12 +21,12 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse
 
 from ... import store
-from ...adapter import Adapter
 from ...errors import AdapterError, RoadkitError
+from ...validation import problems
 from ..access.keys import LOCAL, Key
 from ..adapters import remote as sources
 from ..adapters.catalog import Entry, check_name
-from ..errors import ApiError, not_found
+from ..errors import ApiError, from_problem, not_found
 from ..service import Service
 from .requests import Body, Text
 
@@ -180,9 +180,9 @@ def _frozen(service: Service, caller: Key, text: str) -> tuple[bytes, bytes]:
         raise AdapterError("the base model is no adapter; name at least one")
     lease = service.residents.acquire(factors)
     try:
-        if not isinstance(lease.adapter, Adapter) or lease.parts:
+        if lease.adapter.positions is not None or lease.parts:
             raise AdapterError("interventions cannot be frozen; name them in the request's expression")
-        return store.serialize(lease.adapter)
+        return store.serialize(lease.adapter.rotation)
     finally:
         service.residents.release(lease)
 
@@ -191,9 +191,7 @@ async def _json(request: Request) -> SourceRequest:
     try:
         return SourceRequest.model_validate(json.loads(await request.body()))
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise ApiError(400, f"{where[:200]}: {problem['msg']}", param=where[:200] or None) from None
+        raise from_problem(problems(error, SourceRequest)[0]) from None
     except (ValueError, RecursionError):
         raise ApiError(400, "the body is not valid JSON", code="invalid_json") from None
 

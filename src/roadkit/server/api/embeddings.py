@@ -19,7 +19,7 @@ from ...errors import RoadkitError
 from ..access.keys import Key
 from ..adapters.residents import Lease
 from ..backends.encoder import EncoderEngine, EncoderJob
-from ..backends.worker import rotating
+from ..backends.fit import of_layers
 from ..errors import ApiError, from_roadkit
 from ..metrics import label_of
 from ..service import Service
@@ -96,7 +96,7 @@ async def _encode(
     try:
         lease, token_ids = await service.work(prepare)
         used = sum(map(len, token_ids))
-        if kind == "classify" and not backend.own_head and not (lease and rotating(lease.adapter).heads):
+        if kind == "classify" and not backend.own_head and not (lease and of_layers(lease.adapter).heads):
             raise ApiError(400, "the base has no head; name an adapter that brings one", param="model")
         loop, futures = asyncio.get_running_loop(), []
         for ids in token_ids:

@@ -141,9 +141,9 @@ class Generation:
                 return ApiError(503, "the server is shutting down", code="shutting_down", retry_after=5)
             return ApiError(504, job.why_cancelled or "the request was cancelled", code="cancelled")
         if completion.finish_reason == "error":
-            text = completion.error or "the request failed"
-            ours = text.split(":", 1)[0].endswith(("Error", "Exception"))  # the engine's name for a fault of its own
-            return ApiError(500, "the engine failed on this request") if ours else ApiError(400, text, param="model")
+            if completion.fault == "engine":
+                return ApiError(500, "the engine failed on this request")
+            return ApiError(400, completion.error or "the request failed", param="model")
         return None
 
     async def watch(self, request: HttpRequest) -> None:

@@ -17,10 +17,9 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ...adapter import Adapter
 from ...engine.request import Chunk, Completion, Message, Request
 from ...expression import Term
-from ...intervene.intervention import Intervention
+from ...kinds import AnyAdapter
 
 
 @dataclass(eq=False)
@@ -90,11 +89,11 @@ class Backend(Protocol):
         """End a job soon; it still gets its last chunk."""
         ...
 
-    def check(self, adapter: Adapter | Intervention) -> None:
+    def check(self, adapter: AnyAdapter) -> None:
         """Raise `RoadkitError` where an adapter does not fit the model, or is of a kind that this engine lacks."""
         ...
 
-    def load(self, name: str, adapter: Adapter | Intervention) -> None:
+    def load(self, name: str, adapter: AnyAdapter) -> None:
         """Make an adapter known before any job submitted later."""
         ...
 

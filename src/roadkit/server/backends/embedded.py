@@ -17,17 +17,16 @@ from functools import partial
 from typing import Any
 
 from ... import models
-from ...adapter import Adapter
 from ...engine.engine import Engine
 from ...engine.request import Chunk, Message, Request
 from ...engine.stream import Stream
 from ...errors import AdapterError
 from ...expression import Term
-from ...intervene.intervention import Intervention
-from ...intervene.sites import check_sites
+from ...kinds import AnyAdapter
 from .base import Job, Stats, cancelled
+from .fit import check_fit
 from .queue import FairQueue
-from .worker import Worker, check_base, check_fit
+from .worker import Worker
 
 log = logging.getLogger("roadkit.server")
 
@@ -46,7 +45,6 @@ class EmbeddedEngine:
         self._queue: FairQueue[Job] = FairQueue(max_waiting=max_queue, max_waiting_per_tenant=max_queue_per_tenant)
         self._outbox: list[tuple[Job, Chunk]] = []
         self._streams: dict[Job, Stream] = {}
-        self._tokenizing = threading.Lock()  # fast tokenizers dislike being set up by two threads at once
         self._compiling = threading.Lock()  # one schema at a time; requests without one do not wait for it
         self._worker = Worker("roadkit-engine", self._run)
         self._steps, self._busy, self._tokens = 0, 0.0, 0
@@ -66,8 +64,7 @@ class EmbeddedEngine:
         return self._worker.alive
 
     def encode(self, prompt: str | list[Message] | list[int]) -> list[int]:
-        with self._tokenizing:
-            return self.engine.encode(prompt)
+        return self.engine.prompts.encode(prompt)
 
     def prepare(self, request: Request, *, terms: tuple[Term, ...], tenant: str) -> Any:
         with self._compiling if request.json_schema is not None else nullcontext():
@@ -84,18 +81,13 @@ class EmbeddedEngine:
         else:
             self._worker.tell(partial(self._cancel, job))
 
-    def check(self, adapter: Adapter | Intervention) -> None:
-        model = self.engine.runner.model
-        if isinstance(adapter, Intervention):
-            check_base(models.config_fingerprint(model.config), adapter.rotation)
-            check_sites(model, [(site, width) for site, (width, _) in adapter.rotation.layout.layers.items()])
-            return
-        if adapter.heads:
-            names = ", ".join(sorted(adapter.heads)[:5])
+    def check(self, adapter: AnyAdapter) -> None:
+        if heads := adapter.rotation.heads:
+            names = ", ".join(sorted(heads)[:5])
             raise AdapterError(f"the adapter brings whole modules ({names}); this server generates with rotations only")
-        check_fit(model, adapter)
+        check_fit(self.engine.runner.model, adapter)
 
-    def load(self, name: str, adapter: Adapter | Intervention) -> None:
+    def load(self, name: str, adapter: AnyAdapter) -> None:
         self._worker.tell(partial(self.engine.add_adapter, name, adapter))
 
     def unload(self, name: str) -> None:

@@ -10,7 +10,6 @@ head, its own or one that an adapter brings, gives logits instead.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,14 +20,15 @@ import torch
 from transformers import PreTrainedModel
 
 from ... import models
-from ...adapter import Adapter
 from ...engine.bank import Bank
-from ...errors import AdapterError, RequestError, RoadkitError
+from ...engine.prompts import PromptEncoder
+from ...errors import AdapterError, ContextTooLong, RequestError, RoadkitError
 from ...expression import Term
-from ...intervene.intervention import Intervention
+from ...kinds import AnyAdapter
 from .base import Job, Stats
+from .fit import check_fit, of_layers
 from .queue import FairQueue
-from .worker import Worker, check_fit, rotating
+from .worker import Worker
 
 log = logging.getLogger("roadkit.server")
 
@@ -68,7 +68,8 @@ class EncoderEngine:
         self._worker = Worker("roadkit-encoder", self._run)
         self._steps, self._busy, self._running = 0, 0.0, 0
         self._lost = False  # the GPU: then the thread ends, and /health says so
-        self._tokenizing = threading.Lock()
+        vocab_size: int = model.config.vocab_size
+        self.prompts = PromptEncoder(tokenizer, vocab_size=vocab_size, max_context=self.max_context)
 
     def start(self) -> None:
         self._worker.start()
@@ -83,17 +84,9 @@ class EncoderEngine:
 
     def encode(self, prompt: Any) -> list[int]:
         """A text's tokens; more than the model reads are refused, not cut."""
-        if isinstance(prompt, list):
-            token_ids = list(prompt)
-        else:
-            with self._tokenizing:
-                token_ids = list(self.tokenizer(prompt)["input_ids"])
-        if not 0 < len(token_ids) <= self.max_context:
-            raise RequestError(f"a text has {len(token_ids)} tokens, 1 to {self.max_context} fit the context")
-        vocab = self.model.config.vocab_size
-        outside = next((token for token in token_ids if not 0 <= token < vocab), None)
-        if outside is not None:
-            raise RequestError(f"token id {outside} is outside the vocabulary of {vocab}")
+        token_ids = self.prompts.encode(prompt)
+        if len(token_ids) > self.max_context:
+            raise ContextTooLong(f"a text has {len(token_ids)} tokens, 1 to {self.max_context} fit the context")
         return token_ids
 
     def prepare(self, request: Any, *, terms: tuple[Term, ...], tenant: str) -> Any:
@@ -110,18 +103,16 @@ class EncoderEngine:
         if self._queue.remove(job.tenant, job):
             job.done(RequestError("the request was cancelled"))
 
-    def check(self, adapter: Adapter | Intervention) -> None:
-        adapter = rotating(adapter)
-        size = sum(tensor.nbytes for saved in adapter.heads.values() for tensor in saved.values())
+    def check(self, adapter: AnyAdapter) -> None:
+        heads = of_layers(adapter).heads
+        size = sum(tensor.nbytes for saved in heads.values() for tensor in saved.values())
         if size > MAX_HEAD_BYTES:
             raise AdapterError(f"the adapter brings {size} bytes of whole modules, at most {MAX_HEAD_BYTES} are taken")
-        if adapter.heads and not self.classifies:
-            raise AdapterError(
-                f"the adapter brings a head ({', '.join(sorted(adapter.heads)[:3])}), this model has none"
-            )
+        if heads and not self.classifies:
+            raise AdapterError(f"the adapter brings a head ({', '.join(sorted(heads)[:3])}), this model has none")
         check_fit(self.model, adapter)
 
-    def load(self, name: str, adapter: Adapter | Intervention) -> None:
+    def load(self, name: str, adapter: AnyAdapter) -> None:
         self._worker.tell(partial(self.bank.add, name, adapter))
 
     def unload(self, name: str) -> None:

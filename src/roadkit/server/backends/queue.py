@@ -13,7 +13,7 @@ import threading
 from collections import Counter, OrderedDict, deque
 from typing import Generic, TypeVar
 
-from ...engine.scheduler import QueueFull
+from ...errors import QueueFull
 
 Item = TypeVar("Item")
 

@@ -18,15 +18,15 @@ from typing import Any
 from ... import models
 from ...adapter import Adapter
 from ...engine.cpu.packed import Weights
-from ...engine.request import Chunk, Completion, Message, Request
+from ...engine.request import Chunk, Message, Request, failed
 from ...errors import ModelError, RoadkitError
 from ...expression import Term
-from ...intervene.intervention import Intervention
+from ...kinds import AnyAdapter
 from ...vllm_plugin.engine import AsyncVllmEngine, Prepared
 from ...vllm_plugin.stream import VllmStream
 from .base import Job, Stats, cancelled
+from .fit import check_base, of_layers
 from .queue import FairQueue
-from .worker import check_base, rotating
 
 log = logging.getLogger("roadkit.server")
 
@@ -101,7 +101,7 @@ class VllmBackend:
         return self.engine.alive
 
     def encode(self, prompt: str | list[Message] | list[int]) -> list[int]:
-        return self.engine.encode(prompt)
+        return self.engine.prompts.encode(prompt)
 
     def prepare(self, request: Request, *, terms: tuple[Term, ...], tenant: str) -> Prepared:
         """At most one term: `Residents` composes what is no intervention."""
@@ -118,15 +118,15 @@ class VllmBackend:
         elif job in self._tasks:
             self._tasks[job].cancel()
 
-    def check(self, adapter: Adapter | Intervention) -> None:
+    def check(self, adapter: AnyAdapter) -> None:
         """On any thread but the event loop's: every worker loads the adapter, since each holds a shard of the model."""
-        adapter = rotating(adapter)
+        rotation = of_layers(adapter)
         check_base(self._fingerprint, adapter)
         assert self._loop is not None, "adapters are checked after start()"
-        asyncio.run_coroutine_threadsafe(self.engine.check(adapter), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self.engine.check(rotation), self._loop).result()
 
-    def load(self, name: str, adapter: Adapter | Intervention) -> None:
-        self._adapters[name] = rotating(adapter)
+    def load(self, name: str, adapter: AnyAdapter) -> None:
+        self._adapters[name] = of_layers(adapter)
 
     def unload(self, name: str) -> None:
         del self._adapters[name]
@@ -167,7 +167,7 @@ class VllmBackend:
                 await stream.cancel()
                 self._emit(job, Chunk("", (), (), await stream.result()))
         except RoadkitError as error:  # the adapter does not fit after all, or its files are damaged
-            self._emit(job, _failed(str(error)))
+            self._emit(job, Chunk("", (), (), failed(str(error), "request")))
 
     def _emit(self, job: Job, chunk: Chunk) -> None:
         if job.finished is not None:
@@ -183,7 +183,11 @@ class VllmBackend:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             log.error("a request failed", exc_info=error)
-        self._emit(job, _failed(f"{type(error).__name__}: {error}") if error else cancelled(job.why_cancelled))
+        if error is None:
+            last = cancelled(job.why_cancelled)
+        else:
+            last = Chunk("", (), (), failed(f"{type(error).__name__}: {error}", "engine"))
+        self._emit(job, last)
         del self._tasks[job]
         self._queue.done(job.tenant)
         self._fill()
@@ -195,7 +199,3 @@ class VllmBackend:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-
-
-def _failed(error: str) -> Chunk:
-    return Chunk("", (), (), Completion(text="", token_ids=[], finish_reason="error", error=error))

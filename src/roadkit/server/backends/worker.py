@@ -13,13 +13,6 @@ import queue
 import threading
 from collections.abc import Callable
 
-from transformers import PreTrainedModel
-
-from ... import models, modules
-from ...adapter import Adapter
-from ...errors import AdapterError
-from ...intervene.intervention import Intervention
-
 log = logging.getLogger("roadkit.server")
 
 
@@ -81,26 +74,3 @@ class Worker:
             return
         if wait:
             done.wait(wait)
-
-
-def check_base(fingerprint: str, adapter: Adapter) -> None:
-    """Raise `AdapterError` for an adapter of a model with another structure (see `models.config_fingerprint`)."""
-    known = adapter.base.fingerprint
-    if known and known != fingerprint:
-        raise AdapterError(
-            f"the adapter was made for {adapter.base.name!r} (structure {known}), "
-            f"this server's model has structure {fingerprint}"
-        )
-
-
-def rotating(adapter: Adapter | Intervention) -> Adapter:
-    """The adapter. Raises `AdapterError` for an intervention, which only the embedded engine serves."""
-    if isinstance(adapter, Intervention):
-        raise AdapterError("this server's engine rotates linear layers only; an intervention needs the embedded engine")
-    return adapter
-
-
-def check_fit(model: PreTrainedModel, adapter: Adapter) -> None:
-    """`check_base`, and `AdapterError` for layers that the model lacks."""
-    check_base(models.config_fingerprint(model.config), adapter)
-    modules.match(model, adapter)

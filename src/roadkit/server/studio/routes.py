@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from starlette.responses import JSONResponse, Response
 
 from ... import __version__
-from ...adapter import Adapter
 from ...describe import anatomy, pairs
 from ...errors import RoadkitError
 from ...store import CONFIG, WEIGHTS
@@ -126,9 +125,9 @@ async def _computed(service: Service, caller: Key, model: str, look: Any) -> dic
             raise ApiError(400, "the base model turns nothing; name an adapter", param="model")
         lease = service.residents.acquire(factors)
         try:
-            if not isinstance(lease.adapter, Adapter) or lease.parts:
+            if lease.adapter.positions is not None or lease.parts:
                 raise ApiError(400, "an intervention turns hidden states, not a layer's outputs", param="model")
-            return look(lease.adapter)
+            return look(lease.adapter.rotation)
         finally:
             service.residents.release(lease)
 
