@@ -1,7 +1,7 @@
 """pydantic's errors in words that name the field, its value and the nearest field that there is.
 
-try: Request.model_validate(values)
-except ValidationError as error: raise RequestError("; ".join(map(str, problems(error, Request))))
+class Options(Checked): max_batch: int = Field(8, ge=1)
+Options(max_bacth=4)       # RequestError: unknown field 'max_bacth'; did you mean 'max_batch'?
 """
 
 from __future__ import annotations
@@ -9,14 +9,29 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import nearest
+from .errors import RequestError, RoadkitError, nearest
 
 # What pydantic puts into a location beside field names and indices: the branch of a union that was tried.
 _BRANCH = re.compile(r"str|int|float|bool|(list|tuple|dict|literal|nullable|function|constrained)\W?.*")
+
+
+class Checked(BaseModel):
+    """A frozen model that knows its fields, and raises one `error_class` for everything that is wrong with its values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    error_class: ClassVar[type[RoadkitError]] = RequestError
+    noun: ClassVar[str] = "field"  # what the user calls one
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            found = map(str, problems(error, type(self), noun=self.noun))
+            raise self.error_class("; ".join(dict.fromkeys(found))) from None
 
 
 @dataclass(frozen=True)

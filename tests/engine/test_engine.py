@@ -733,7 +733,7 @@ def test_chat_messages_go_through_the_template(make, tiny_tokenizer, monkeypatch
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"max_batch": 0}, RequestError, "max_batch must be at least 1, got 0"),
+        ({"max_batch": 0}, RequestError, "max_batch: input should be greater than or equal to 1, got '0'"),
         ({"cache_gib": 1e-9}, RequestError, r"cache_gib 1e-09 holds no page: one needs 8192 bytes"),
         ({"adapters": {"a b": "x/y"}}, AdapterError, "'a b' is no adapter name"),
         ({"adapters": {"a": "nowhere"}}, AdapterError, "adapter 'a': no such directory: nowhere"),

@@ -21,7 +21,7 @@ def run(tiny):
     options = {"enforce_eager": True, "max_num_batched_tokens": 256}
     engine = loop.run_until_complete(
         AsyncVllmEngine.from_pretrained(
-            tiny("llama").path, max_batch=8, slots=4, max_context=256, group_sizes=(64, 2), options=options
+            tiny("llama").path, max_batch=8, slots=4, max_context=256, group_sizes=(64, 2), arguments=options
         )
     )
     yield lambda story: loop.run_until_complete(story(engine))
@@ -76,7 +76,7 @@ def test_bad_requests_and_adapters_are_refused_alone(run, tmp_path, tiny, make_a
 )
 def test_options_that_are_not_vllms_or_not_free(tiny, option, message):
     with pytest.raises(RoadkitError, match=message):
-        AsyncVllmEngine.start(tiny("llama").path, options={option: 1})
+        AsyncVllmEngine.start(tiny("llama").path, arguments={option: 1})
 
 
 def test_tenants_share_no_block(run):

@@ -1,6 +1,6 @@
 """The command line, one file a verb: parse, call one function, print.
 
-roadkit demo | train | eval | generate | serve | chat | bench | adapter | plot
+roadkit demo | train | eval | generate | serve | keys | chat | bench | adapter | plot
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import sys
 import typer
 
 from ..errors import RoadkitError
-from . import adapter, algebra, bench, chat, demo, eval, generate, plot, serve, train
+from . import adapter, algebra, bench, chat, demo, eval, generate, keys, plot, serve, train
+from .moved import Verbs
 
 app = typer.Typer(
     name="roadkit",
+    cls=Verbs,
     help="Fine-tune by rotating pairs of outputs, serve many adapters in one batch, compose them exactly.",
     no_args_is_help=True,
     add_completion=False,
@@ -31,15 +33,7 @@ app.command()(bench.bench)
 algebra.add_to(adapter.app)
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(plot.app, name="plot")
-
-
-@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def reproduce(context: typer.Context) -> None:
-    """Moved out of the package: `python -m paper`."""
-    rest = " ".join(context.args) or "--help"
-    raise RoadkitError(
-        f"the paper's experiments are no longer part of the package; in a checkout: python -m paper {rest}"
-    )
+app.add_typer(keys.app, name="keys")
 
 
 @app.callback()

@@ -75,6 +75,7 @@ def _serve(model: str, adapters: Path, port: int) -> None:
     import threading
     import webbrowser
 
+    from ..engine.options import EngineOptions
     from ..server import launch
     from ..server.access.keys import Keyring
     from ..server.backends.opening import open_backend
@@ -85,4 +86,11 @@ def _serve(model: str, adapters: Path, port: int) -> None:
         threading.Thread(target=webbrowser.open, args=(f"{address}/studio",), daemon=True).start()  # lynx would wait
 
     settings = Settings(model=model, registry=adapters / "registry", drain_seconds=2)
-    launch.serve(settings, Keyring(), open_backend(model), adapters=[str(adapters)], port=port, ready=ready)
+    launch.serve(
+        settings,
+        Keyring(),
+        open_backend(model, EngineOptions(max_batch=32)),
+        adapters=[str(adapters)],
+        port=port,
+        ready=ready,
+    )

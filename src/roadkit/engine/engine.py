@@ -27,8 +27,8 @@ from ..kinds import AnyAdapter
 from . import scheduler as scheduling
 from .bank import Bank, Row
 from .cache import PAGE, PagedCache, stored_dtype
-from .cpu.packed import Weights
 from .grammar import Grammars
+from .options import EngineOptions, takes
 from .prompts import PromptEncoder
 from .request import Chunk, Completion, Fault, FinishReason, Request, failed
 from .runner import Runner, Scored
@@ -39,63 +39,60 @@ from .text import Detokenizer, end_ids_of
 
 log = logging.getLogger("roadkit.engine")
 
+CACHE_GIB = 1.0  # keys and values, unless the options say otherwise
+
 
 class Engine:
     """Answers requests, each with its own adapter, in one batch. Build it with `Engine.from_pretrained`.
 
     model, tokenizer  a causal language model, which the engine takes over (its weights are packed), and its tokenizer
     adapters          name → `Adapter`, `Intervention` or directory
-    max_batch         requests that run at once; more wait
-    max_waiting       requests that may wait; beyond, `submit` raises `QueueFull`
-    slots             different adapters or compositions resident at once; by default enough for every running request
-    max_context       longest prompt and answer in tokens; by default the model's own limit, or what the cache holds
-    cache_gib         memory for keys and values, in GiB; allocated as it is first used
-    weights           what the packed weights are stored as: 'float32', 'bfloat16' or 'int8'; None is the model's type.
-                      Only the CPU packs: a model elsewhere has its type already
+    options           the fields of `EngineOptions`: max_batch, slots, max_context, cache_gib, weights, …
     """
 
+    @takes(EngineOptions)
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: Any,
         *,
         adapters: Mapping[str, AnyAdapter | str | os.PathLike] | None = None,
-        max_batch: int = 8,
-        max_waiting: int = 4096,
-        slots: int | None = None,
-        max_context: int | None = None,
-        cache_gib: float = 1.0,
-        weights: Weights | None = None,
+        **options: Any,
     ):
-        if max_batch < 1:
-            raise RequestError(f"max_batch must be at least 1, got {max_batch}")
+        wanted = EngineOptions(**options)
         if not model.can_generate():
             raise ModelError(f"{type(model).__name__} has no language-model head to generate with")
         config = model.config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None) or 1 << 30
-        self.max_context = min(max_context or limit, limit)
+        longest = min(wanted.max_context or limit, limit)
         self.tokenizer = tokenizer
         self.end_ids = end_ids_of(model, tokenizer)
         number = stored_dtype(model.dtype, model.device).itemsize
-        cache = PagedCache(_num_pages(config, number, cache_gib, max_batch, self.max_context), device=model.device)
-        self.max_context = min(self.max_context, cache.num_pages * PAGE)
+        cache_gib = CACHE_GIB if wanted.cache_gib is None else wanted.cache_gib
+        cache = PagedCache(_num_pages(config, number, cache_gib, wanted.max_batch, longest), device=model.device)
+        self.max_context = min(longest, cache.num_pages * PAGE)
         self.prompts = PromptEncoder(tokenizer, vocab_size=config.vocab_size, max_context=self.max_context)
-        self.runner = Runner(model, cache, weights=weights)
+        self.runner = Runner(model, cache, weights=wanted.weights)
         self.bank = Bank(
             model,
             adapters,
-            slots=slots or max(2 * max_batch, 16),
+            slots=wanted.slots or max(2 * wanted.max_batch, 16),
             bind=self.runner.bind,
             excluded=(model.get_output_embeddings(),),
         )
         self.scheduler = Scheduler(
-            cache, acquire=self._acquire, release=self.bank.release, max_batch=max_batch, max_waiting=max_waiting
+            cache,
+            acquire=self._acquire,
+            release=self.bank.release,
+            max_batch=wanted.max_batch,
+            max_waiting=wanted.max_waiting,
         )
         self._grammars = Grammars(tokenizer, config.vocab_size)
         self._lock = threading.RLock()
         self._ids = itertools.count()
 
     @classmethod
+    @takes(EngineOptions)
     def from_pretrained(
         cls,
         name: str,
@@ -103,31 +100,19 @@ class Engine:
         adapters: Mapping[str, AnyAdapter | str | os.PathLike] | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
-        max_batch: int = 8,
-        max_waiting: int = 4096,
-        slots: int | None = None,
-        max_context: int | None = None,
-        cache_gib: float = 1.0,
-        weights: Weights | None = None,
+        **options: Any,
     ) -> Engine:
         """Load a base model (hub id, folder, or bundled name such as `smollm2`) and build an engine on it.
 
         dtype     None: float32 on the CPU, which packs `weights` itself; on a GPU `weights`, or the checkpoint's own type
-        device    None: the GPU where there is one
+        device    None: the GPU if there is one
+        options   the fields of `EngineOptions`
         """
+        weights = EngineOptions(**options).weights
         device = models.best_device(device)
         own = "auto" if weights in (None, "int8") else weights
-        return cls(
-            models.load_causal(name, dtype=dtype or ("float32" if device == "cpu" else own), device=device),
-            models.load_tokenizer(name),
-            adapters=adapters,
-            max_batch=max_batch,
-            max_waiting=max_waiting,
-            slots=slots,
-            max_context=max_context,
-            cache_gib=cache_gib,
-            weights=weights,
-        )
+        model = models.load_causal(name, dtype=dtype or ("float32" if device == "cpu" else own), device=device)
+        return cls(model, models.load_tokenizer(name), adapters=adapters, **options)
 
     # ---- adapters -----------------------------------------------------------------------------------------------
 

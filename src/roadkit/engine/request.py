@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import RequestError
-from ..validation import problems
+from ..validation import Checked
 
 Message = dict[str, Any]
 
 
-class Request(BaseModel):
+class Request(Checked):
     """One generation request. Raises `RequestError` naming the field, the value and the mend.
 
     prompt               text, chat messages ([{"role": …, "content": …}], for the model's template), or token ids
@@ -33,8 +33,6 @@ class Request(BaseModel):
     min_tokens           tokens to generate before an end of sequence counts; ignore_eos lets none count
     json_schema          constrain the text to this JSON schema ({} is any JSON)
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str | list[Message] | list[int]
     adapter: str | None = None
@@ -57,10 +55,7 @@ class Request(BaseModel):
     def __init__(self, **values: Any) -> None:
         if isinstance(values.get("stop"), str):
             values["stop"] = (values["stop"],)
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise RequestError("; ".join(map(str, problems(error, Request)))) from None
+        super().__init__(**values)
         if "" in self.stop:
             raise RequestError("stop: an empty string would stop every text at once; leave it out")
         if self.min_tokens > self.max_tokens:

@@ -24,8 +24,9 @@ from .cache import PagedCache
 from .cpu.blocks import fuse_blocks
 from .cpu.layers import fuse_layers
 from .cpu.norms import fuse_norms
-from .cpu.packed import PackedLinear, Weights, pack
+from .cpu.packed import PackedLinear, pack
 from .cuda.static_decode import StaticDecode
+from .options import Weights
 from .scheduler import Sequence, site_slots
 
 log = logging.getLogger("roadkit.engine")

@@ -57,7 +57,7 @@ def check_exposure(host: str, keyring: Keyring, *, insecure: bool, tls: bool) ->
     if keyring.open and not insecure:
         raise RoadkitError(
             f"refusing to listen on {host} without API keys: anybody who reaches it could use and change everything; "
-            "make one with --make-key NAME --keys FILE, or say --insecure"
+            "make one with `roadkit keys add NAME --keys FILE`, or say --insecure"
         )
     if not tls:
         log.warning("listening on %s without TLS: keys and prompts can be read on the way", host)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..errors import RecipeError
-from ..validation import problems
+from ..validation import Checked
 
 Task = Literal["causal", "classification", "regression"]
 FormatName = Literal["auto", "prompt_completion", "messages", "alpaca", "sharegpt", "text", "sentences"]
@@ -38,7 +38,7 @@ class LoraOptions(BaseModel):
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
-class Recipe(BaseModel):
+class Recipe(Checked):
     """One training run. Frozen; unknown keys are refused with the nearest name. Raises `RecipeError`.
 
     model, data, output   base model (`smollm2`, `minilm`, hub id, folder); a .jsonl[.gz], .json, .csv, .tsv or .parquet
@@ -64,7 +64,8 @@ class Recipe(BaseModel):
     bf16                  16-bit base weights and autocast; the adapter stays float32
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    error_class = RecipeError
+    noun = "key"
 
     model: str
     data: str
@@ -73,7 +74,7 @@ class Recipe(BaseModel):
 
     split: str = "train"
     format: FormatName = "auto"
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
     labels: tuple[str, ...] = ()
     num_labels: int | None = Field(None, ge=1)
     max_examples: int | None = Field(None, ge=1)
@@ -117,11 +118,7 @@ class Recipe(BaseModel):
     tensorboard: bool = False
 
     def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            found = map(str, problems(error, Recipe, noun="key"))
-            raise RecipeError("; ".join(dict.fromkeys(found))) from None
+        super().__init__(**values)
         if contradictions := self._contradictions():
             raise RecipeError("; ".join(contradictions))
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from .. import expression, models, store
 from ..adapter import Adapter
+from ..engine.options import VllmOptions, takes
 from ..engine.prompts import PromptEncoder
 from ..engine.request import Chunk, Completion, Request, failed
 from ..errors import AdapterError, RoadkitError, UnknownAdapter, nearest
@@ -84,53 +85,45 @@ class AsyncVllmEngine:
         return engine
 
     @classmethod
-    def start(
-        cls,
-        name: str,
-        *,
-        dtype: str = "float32",
-        max_batch: int = 8,
-        slots: int | None = None,
-        max_context: int | None = None,
-        group_sizes: Sequence[int] = (64,),
-        tensor_parallel_size: int = 1,
-        pipeline_parallel_size: int = 1,
-        distributed_executor_backend: str | None = None,
-        folder: str | os.PathLike | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> AsyncVllmEngine:
+    @takes(VllmOptions)
+    def start(cls, name: str, *, dtype: str = "float32", **options: Any) -> AsyncVllmEngine:
         """Start vLLM on a base model, in or outside an event loop; all coroutines then belong to one loop.
 
-        slots    how many different adapters a step may hold, by default one for each of `max_batch` requests
-        options  further fields of vLLM's `AsyncEngineArgs`, passed as they are
+        dtype    of weights and activations, as vLLM names it, unless the options name `weights`
+        options  the fields of `VllmOptions`
         """
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        wanted = VllmOptions(**options)
+        if wanted.weights == "int8":
+            raise RoadkitError("weights int8: vLLM reads quantised checkpoints instead; name one as the model")
         register()
-        slots = slots or max_batch
+        slots = wanted.slots or wanted.max_batch
         arguments: dict[str, Any] = {
             "model": models.resolve(name),
-            "dtype": dtype,
-            "max_model_len": max_context,
-            "max_num_seqs": max_batch,
-            "tensor_parallel_size": tensor_parallel_size,
-            "pipeline_parallel_size": pipeline_parallel_size,
-            "distributed_executor_backend": distributed_executor_backend,
+            "dtype": wanted.weights or dtype,
+            "max_model_len": wanted.max_context,
+            "max_num_seqs": wanted.max_batch,
+            "tensor_parallel_size": wanted.tensor_parallel_size,
+            "pipeline_parallel_size": wanted.pipeline_parallel_size,
+            "distributed_executor_backend": wanted.distributed_executor_backend,
             "enable_lora": True,
             "max_loras": slots,
             "max_cpu_loras": max(64, 2 * slots),
-            "additional_config": {"roadkit": {"group_sizes": list(group_sizes)}},
+            "additional_config": {"roadkit": {"group_sizes": list(wanted.group_sizes)}},
             "disable_log_stats": True,
         }
+        if wanted.cache_gib is not None:
+            arguments["kv_cache_memory_bytes"] = int(wanted.cache_gib * 2**30)
         known = [field.name for field in fields(AsyncEngineArgs)]
-        for option in options or {}:
+        for option in wanted.arguments:
             if option not in known:
                 raise RoadkitError(f"vLLM has no engine option {option!r}{nearest(option, known)}")
             if option in arguments:
                 raise RoadkitError(f"the engine option {option!r} is roadkit's to set, here to {arguments[option]!r}")
-        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, **dict(options or {})))
-        return cls(llm, models.load_tokenizer(name), folder=folder)
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, **wanted.arguments))
+        return cls(llm, models.load_tokenizer(name), folder=wanted.copies)
 
     # ---- adapters ---------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import torch
 from transformers import RobertaConfig, RobertaModel
 
 from roadkit import models
+from roadkit.engine.options import EngineOptions
 from roadkit.errors import QueueFull, RequestError
 from roadkit.server.access.keys import Keyring
 from roadkit.server.app import build
@@ -54,7 +55,7 @@ def test_an_encoder_goes_where_there_is_a_gpu(tmp_path, tiny_bert, tiny_tokenize
     tiny_tokenizer.save_pretrained(tmp_path)
     monkeypatch.setattr(models, "best_device", lambda asked=None: asked or "meta")  # stands for a GPU
     for options, device in (({}, "meta"), ({"device": "cpu"}, "cpu")):
-        backend = open_backend(str(tmp_path), **options)
+        backend = open_backend(str(tmp_path), EngineOptions(), **options)
         assert backend.model.device.type == backend.bank.device.type == device
 
 
@@ -109,7 +110,7 @@ def test_a_tenant_takes_half_of_the_queue_at_most_and_a_whole_request_fits_in(tm
     tiny_bert(vocab_size=384).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     for max_queue, texts in ((1, 256), (256, 1024)):
-        engine = open_backend(str(tmp_path), max_queue=max_queue, device="cpu")
+        engine = open_backend(str(tmp_path), EngineOptions(), max_queue=max_queue, device="cpu")
         jobs = [EncoderJob([5], None, "embed", "acme", lambda result: None) for _ in range(texts)]
         for job in jobs:
             engine.submit(job)

@@ -148,6 +148,7 @@ def test_unknown_model_is_404_with_a_hint(server):
         ({"prompt": [100000]}, "vocabulary"),
         ({"prompt": {"a": 1}}, "prompt"),
         ({"extra_body": {"bogus": 1}}, "Unrecognized request argument supplied: bogus"),
+        ({"extra_body": {"temprature": 1}}, "supplied: temprature; did you mean 'temperature'?"),
         ({"model": "quick*9"}, "strength"),
         ({"model": "quick*"}, "number"),
         ({"model": ""}, "name"),

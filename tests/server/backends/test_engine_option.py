@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from roadkit.cli import app
+from roadkit.engine.options import VllmOptions
 from roadkit.errors import RoadkitError
 
 
@@ -38,11 +39,11 @@ def test_options_of_the_other_engine_are_refused(tiny_folder, options, message):
 
 def test_encoders_and_int8_are_refused_before_vllm_starts(tiny_folder, monkeypatch):
     from roadkit import models
-    from roadkit.server.backends import vllm
+    from roadkit.server.backends import opening
 
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(opening, "find_spec", lambda name: object())
     with pytest.raises(RoadkitError, match="vLLM reads quantised checkpoints"):
-        vllm.open_vllm(str(tiny_folder), weights="int8")
+        opening.open_backend(str(tiny_folder), VllmOptions(weights="int8"))
     monkeypatch.setattr(models, "is_encoder", lambda name: True)
     with pytest.raises(RoadkitError, match="is an encoder, and --engine vllm generates text"):
-        vllm.open_vllm(str(tiny_folder))
+        opening.open_backend(str(tiny_folder), VllmOptions())

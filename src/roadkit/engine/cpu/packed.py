@@ -8,7 +8,7 @@ plain weights are dropped: from then on the model can only run forward.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ from ...errors import ModelError
 from ...kernels import native
 from ...modules import width_of
 from ..bank_layer import BankLayer
+from ..options import Weights
 
 PANEL = 32  # outputs side by side in a panel; see inference.c
-Weights = Literal["float32", "bfloat16", "int8"]
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}  # in the order of inference.c's STORED_*
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ...errors import RoadkitError
+from ...errors import RoadkitError, nearest
 from ...files import write_atomic
 from ..errors import ApiError
 from ..settings import Frozen, Quota
@@ -87,6 +87,25 @@ class Keyring:
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             where = str(path) if path else f"${VARIABLE}"
             raise RoadkitError(f"{where} holds no keys: {type(error).__name__} (its content is not shown)") from None
+
+    @classmethod
+    def read(cls, path: Path) -> Keyring:
+        """The keys of a file, none if it does not exist."""
+        return cls.load(path) if path.exists() else cls(path=path)
+
+    def adding(self, key: Key) -> Keyring:
+        """These keys and one more. Raises `RoadkitError` if the name is taken."""
+        return Keyring((*self.keys, key), self.path)
+
+    def without(self, name: str) -> Keyring:
+        """These keys but one. Raises `RoadkitError` if there is no key of that name."""
+        kept = tuple(key for key in self.keys if key.name != name)
+        if len(kept) == len(self.keys):
+            names = [key.name for key in self.keys]
+            raise RoadkitError(
+                f"there is no key {name!r}{nearest(name, names)}; there are {', '.join(names) or 'none'}"
+            )
+        return Keyring(kept, self.path)
 
     def save(self, path: Path) -> None:
         """Write the file, readable by its owner alone."""

