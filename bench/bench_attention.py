@@ -7,7 +7,7 @@ from harness import measure, ratio
 
 from roadkit.models import load_causal
 from roadkit.train.model.attention import FUSED, PLAIN
-from roadkit.train.model.tuned import tune
+from roadkit.train.model.trainable import make_trainable
 from roadkit.train.recipe import Recipe
 
 SHAPES = {  # rows, tokens
@@ -22,7 +22,7 @@ def run(rounds: int = 5) -> dict:
     table = {}
     for dtype, shapes in SHAPES.items():
         model = load_causal(MODEL, dtype=dtype)
-        tuned = tune(model, Recipe(model=MODEL, data="", output="")).train()
+        tuned = make_trainable(model, Recipe(model=MODEL, data="", output="")).train()
         for rows, tokens in shapes:
             ids = torch.randint(5, 1000, (rows, tokens))
             sides = {name: Step(tuned, model, ids, name) for name in (FUSED, PLAIN)}

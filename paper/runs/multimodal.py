@@ -32,11 +32,11 @@ from transformers import (
 
 from roadkit import models
 from roadkit.errors import RecipeError, nearest
-from roadkit.train.data.prepared import use_cpu
-from roadkit.train.data.tables import Row
+from roadkit.train.data.tables import Cells
 from roadkit.train.data.tokens import IGNORED
+from roadkit.train.model.base import training_device
 from roadkit.train.recipe import LoraOptions, Recipe
-from roadkit.train.runs.trainer import one_device
+from roadkit.train.trainers.arguments import one_device
 
 from ..ledger import Ledger
 from ..scoring.multimodal import TASKS, score
@@ -107,7 +107,7 @@ class World(Protocol):
 
     def model(self) -> Any: ...
     def train(self) -> Any: ...
-    def answers(self, tuned: Any, task: str) -> tuple[Sequence[str], Sequence[Row]]: ...
+    def answers(self, tuned: Any, task: str) -> tuple[Sequence[str], Sequence[Cells]]: ...
 
 
 def run(
@@ -172,7 +172,7 @@ def _compute(settings: Settings | Real, data: Path | None, tasks: Sequence[str],
             per_device_train_batch_size=settings.batch_size,
             gradient_accumulation_steps=settings.gradient_accumulation, bf16=settings.bf16,
             seed=seed, save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no",
-            use_cpu=use_cpu(None), remove_unused_columns=False,
+            use_cpu=training_device(None) == "cpu", remove_unused_columns=False,
         ))  # fmt: skip
         trainer = Trainer(tuned, arguments, train_dataset=world.train(), data_collator=collate)  # type: ignore[arg-type]
         trainer.remove_callback(PrinterCallback)
@@ -201,7 +201,7 @@ class _Disk:
     def train(self) -> Pictures:
         return Pictures.load(self.data, "train", self.processor)
 
-    def answers(self, tuned: Any, task: str) -> tuple[Sequence[str], Sequence[Row]]:
+    def answers(self, tuned: Any, task: str) -> tuple[Sequence[str], Sequence[Cells]]:
         pictures = Pictures.load(self.data, task, self.processor)
         return pictures.answers(tuned, new_tokens=self.settings.new_tokens), pictures.table.rows
 
@@ -224,7 +224,7 @@ class _Noise:
         return [{**row, "pixel_values": torch.randn(3, SIDE, SIDE, generator=draw)} for _ in range(self.settings.rows)]
 
     @torch.no_grad()
-    def answers(self, tuned: Any, task: str) -> tuple[Sequence[str], Sequence[Row]]:
+    def answers(self, tuned: Any, task: str) -> tuple[Sequence[str], Sequence[Cells]]:
         ids = torch.tensor([self._prompt()] * len(ASKED), device=tuned.device)
         pictures = torch.randn(len(ASKED), 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
         output = tuned.generate(

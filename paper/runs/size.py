@@ -25,7 +25,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from roadkit.train.model.tuned import head_names
+from roadkit.train.model.targets import head_names
 from roadkit.train.recipe import Recipe
 
 from ..ledger import Ledger

@@ -27,10 +27,12 @@ from roadkit.engine.request import Request
 from roadkit.errors import RecipeError
 from roadkit.intervene.training import encode_rows, train_edits
 from roadkit.train.data.formats import ALPACA
-from roadkit.train.data.prepared import Prepared, load_base, prepare
 from roadkit.train.data.tables import Table
-from roadkit.train.model.tuned import borrowed
-from roadkit.train.output.directory import ROAD, to_adapter, trainable_tensors
+from roadkit.train.data.training_data import TrainingData, prepare_data
+from roadkit.train.model.base import load_base
+from roadkit.train.model.borrowed import borrowed
+from roadkit.train.output.directory import ROAD
+from roadkit.train.output.tensors import to_adapter, trainable_tensors
 from roadkit.train.recipe import Recipe
 
 from . import generation, loreft
@@ -120,10 +122,10 @@ class Tuned:
                 if every_epoch:
                     raise RecipeError("LoReFT keeps its last epoch only: run it with --last-epoch")
                 return cls._train_loreft(recipe, table, edits)
-            return cls._train(method, prepare(recipe, table=table), every_epoch)
+            return cls._train(method, prepare_data(recipe, table=table), every_epoch)
 
     @classmethod
-    def _train(cls, method: str, prepared: Prepared, every_epoch: bool) -> Tuned:
+    def _train(cls, method: str, prepared: TrainingData, every_epoch: bool) -> Tuned:
         model = load_base(prepared, device=models.best_device())
         recipe, tokenizer = prepared.recipe, prepared.tokenizer
         options: dict[str, Any] = {"tokenizer": tokenizer, "train": prepared.train.examples}
@@ -202,7 +204,7 @@ def _complete(engine: Engine, adapter: str | None, prompts: Sequence[str], new_t
 
 
 def _complete_at(
-    prepared: Prepared, method: str, tensors: Mapping[str, Tensor], prompts: Sequence[str], new_tokens: int
+    prepared: TrainingData, method: str, tensors: Mapping[str, Tensor], prompts: Sequence[str], new_tokens: int
 ) -> list[str]:
     """Answers of the model as it was after an earlier epoch, built and merged anew."""
     gc.collect()  # an engine and its model hold each other, and the last epoch's need not wait for Python to notice

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from roadkit import models
 from roadkit.errors import RecipeError, nearest
-from roadkit.train.data.prepared import Prepared, load_base, prepare
-from roadkit.train.data.tokens import encode
-from roadkit.train.model.tuned import head_names
-from roadkit.train.output.metrics import classification_metrics, regression_metrics
+from roadkit.train.data.encoded import encode
+from roadkit.train.data.training_data import TrainingData, prepare_data
+from roadkit.train.evaluation.metrics import classification_metrics, regression_metrics
+from roadkit.train.model.base import load_base
+from roadkit.train.model.targets import head_names
 from roadkit.train.recipe import Recipe
 
 from ..scoring import glue
@@ -64,7 +65,7 @@ class EncoderData:
     """One task's rows, for the runs of one seed. `recipe` holds what every method shares."""
 
     task: str
-    prepared: Prepared
+    prepared: TrainingData
     validation: Rows
     test: Rows
     bf16: bool
@@ -94,11 +95,11 @@ class EncoderData:
             head_learning_rate=settings.head_learning_rate,
             seed=seed,
         )
-        prepared = prepare(recipe, table=glue.sample_rows(train, settings.rows, seed=seed))
+        prepared = prepare_data(recipe, table=glue.sample_rows(train, settings.rows, seed=seed))
         held_out = [
             encode(
                 glue.sample_rows(part, count, seed=seed), prepared.layout, prepared.tokenizer, recipe,
-                max_length=prepared.max_length, labels=prepared.classes,
+                max_length=prepared.max_length,
             ).examples
             for part, count in ((validation, settings.validation), (test, settings.test))
         ]  # fmt: skip

@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from roadkit.adapter import Base
 from roadkit.errors import RecipeError
-from roadkit.train.data.prepared import padding, use_cpu
-from roadkit.train.model.tuned import head_names
+from roadkit.train.model.base import padding, training_device
+from roadkit.train.model.targets import head_names
 from roadkit.train.recipe import Recipe
-from roadkit.train.runs.callbacks import Run, held_out_metrics
-from roadkit.train.runs.trainer import build_trainer
+from roadkit.train.trainers.callbacks import held_out_metrics
+from roadkit.train.trainers.state import RunState
+from roadkit.train.trainers.trainer import build_trainer
 
 from .methods import find, num_trainable
 
@@ -101,11 +102,11 @@ def fit(
     with padding(tokenizer, model):
         trainer = build_trainer(
             tuned,
-            Run(recipe, Base("", ""), {}),
+            RunState(recipe, Base("", ""), {}),
             tokenizer=tokenizer,
             train=train,
             held_out=validation or None,
-            use_cpu=use_cpu(model),
+            device=training_device(model),
         )
         keep = KeepBest(best)
         if validation:

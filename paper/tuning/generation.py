@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from roadkit.engine.text import end_ids_of
-from roadkit.train.data.prepared import padding
+from roadkit.train.model.base import padding
 
 BATCH = 8  # prompts answered at a time
 

@@ -16,7 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from roadkit.errors import RecipeError, nearest
-from roadkit.train.model.tuned import head_names, inside, target_layers, tune
+from roadkit.train.model.targets import head_names, in_heads, target_layers
+from roadkit.train.model.trainable import make_trainable
 from roadkit.train.recipe import Recipe
 
 QUERY_AND_VALUE = ("query", "value", "q_proj", "v_proj")
@@ -83,7 +84,7 @@ def num_trainable(model: nn.Module, heads: Sequence[str] = ()) -> int:
     return sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not inside(name, heads)
+        if parameter.requires_grad and not in_heads(name, heads)
     )
 
 
@@ -96,7 +97,7 @@ def _road(variant: str, *, where: Where | None = None, other_pairs: bool = False
             changes["target_modules"] = where.among(target_layers(model, recipe), model)
         if other_pairs:
             changes["group_size"] = FAR if recipe.group_size == NEIGHBOURS else NEIGHBOURS
-        return tune(model, Recipe(**recipe.model_dump() | changes))
+        return make_trainable(model, Recipe(**recipe.model_dump() | changes))
 
     return apply
 
@@ -142,7 +143,7 @@ def _prefix(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
     heads = head_names(model, recipe)
     tuned = get_peft_model(model, PrefixTuningConfig(num_virtual_tokens=20, task_type=kind))
     for name, parameter in tuned.named_parameters():  # PEFT trains the classifier alone
-        if inside(name, heads) and ".original_module." not in name:
+        if in_heads(name, heads) and ".original_module." not in name:
             parameter.requires_grad_(True)
     return tuned
 
@@ -153,7 +154,7 @@ def _only(keep: Callable[[str], bool]) -> Tune:
     def apply(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
         heads = head_names(model, recipe)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(keep(name) or inside(name, heads))
+            parameter.requires_grad_(keep(name) or in_heads(name, heads))
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise RecipeError(f"{type(model).__name__} has nothing that this method trains: neither head nor biases")
         return model

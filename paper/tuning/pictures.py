@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from roadkit.errors import RecipeError
+from roadkit.train.data.batches import pad_batch
 from roadkit.train.data.tables import Table
 from roadkit.train.data.tokens import IGNORED
-from roadkit.train.model.loss import pad_batch
 
 from ..scoring.files import find_rows
 
@@ -42,12 +42,12 @@ class Pictures:
         """Raises `RecipeError` for a missing file, column or picture, naming the row."""
         folder = data / "multimodal"
         table = find_rows(folder, name)
-        for i in range(len(table)):
-            table.text(i, "question")
-            if not (path := folder / table.text(i, "image")).is_file():
-                raise RecipeError(f"{table.where(i)}: there is no picture {path}")
-            if "answers" not in table.rows[i]:
-                table.text(i, "answer")
+        for row in table:
+            row.text("question")
+            if not (path := folder / row.text("image")).is_file():
+                raise RecipeError(f"{row.where}: there is no picture {path}")
+            if "answers" not in row.cells:
+                row.text("answer")
         return cls(table, folder, processor)
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class Pictures:
         """input_ids and labels (a list each), the prompt's IGNORED; pixel_values [3, height, width]."""
         inputs = self._inputs([index])
         tokenizer = self.processor.tokenizer
-        answer = tokenizer(f" {self.table.text(index, 'answer')}", add_special_tokens=False)["input_ids"]
+        answer = tokenizer(f" {self.table[index].text('answer')}", add_special_tokens=False)["input_ids"]
         ids, answer = inputs["input_ids"][0].tolist(), [*answer, tokenizer.eos_token_id]
         return {
             "input_ids": ids + answer,
@@ -82,9 +82,9 @@ class Pictures:
 
         images = []
         for i in indices:
-            with Image.open(self.folder / self.table.text(i, "image")) as image:
+            with Image.open(self.folder / self.table[i].text("image")) as image:
                 images.append(image.convert("RGB"))
-        prompts = [PROMPT.format(self.table.text(i, "question")) for i in indices]
+        prompts = [PROMPT.format(self.table[i].text("question")) for i in indices]
         return self.processor(images=images, text=prompts, padding=True, padding_side="left", return_tensors="pt")
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from roadkit import models
 from roadkit.adapter import Adapter, Base
 from roadkit.engine.bank import Bank
-from roadkit.train.output.directory import adapter_files, trainable_tensors, write_files
+from roadkit.train.output.directory import write_files
+from roadkit.train.output.tensors import adapter_files, trainable_tensors
 
 from .encoders import EncoderData, metric_of
 from .fit import Fitted

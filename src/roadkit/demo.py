@@ -19,7 +19,7 @@ from .engine.engine import Engine
 from .engine.request import Completion, Request
 from .errors import AdapterError
 from .store import load
-from .train.runs.progress import Progress
+from .train.progress import Progress
 
 ADAPTERS = ("json", "pirate", "formal", "brief")
 EXPRESSIONS = (None, *ADAPTERS, "formal*0.5", "pirate*1.2", "pirate*0.7 + brief*0.6")

@@ -26,12 +26,12 @@ def demo(
 
     from .. import demo as demonstration
     from ..engine.engine import Engine
-    from ..train.runs.progress import display
+    from ..train.progress import console_progress
 
     console = Console(stderr=json)
     start = time.perf_counter()
     disable_progress_bar()  # of loading weights; training has one of its own
-    trained = demonstration.train_missing(model, output, watch=lambda name: display(console, name))
+    trained = demonstration.train_missing(model, output, watch=lambda name: console_progress(console, name))
     if trained:
         console.print(f"trained {', '.join(trained)} in {time.perf_counter() - start:.0f} s, kept in {output}/")
     else:

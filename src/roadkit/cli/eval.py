@@ -17,14 +17,14 @@ def evaluate(
     from rich.console import Console
     from rich.table import Table
 
-    from ..train.recipe import load_recipe
+    from ..train import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     from transformers.utils.logging import disable_progress_bar
 
-    from ..train.output.compare import compare
+    from ..train import compare
 
-    disable_progress_bar()
+    disable_progress_bar()  # of loading weights
     found = compare(loaded)
     table = Table(title=f"{found.adapter}, {found.examples} held-out rows", title_justify="left")
     table.add_column("model")

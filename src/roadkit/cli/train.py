@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as jsonlib
-import os
 from pathlib import Path
 
 import typer
@@ -23,40 +22,40 @@ def train(
     """Train an adapter as the recipe says."""
     from rich.console import Console
 
-    from ..train.recipe import load_recipe
+    from ..train import load_recipe
+    from ..train.progress import clock, console_progress
+    from ..train.trainers.processes import is_first_process
 
     loaded = load_recipe(recipe, overrides or [])
-    is_first = os.environ.get("RANK", "0") == "0"  # under torchrun and accelerate launch one process speaks
-    console = Console(stderr=json, quiet=not is_first)
+    title = Path(loaded.output).name
+    speaks = is_first_process()  # of several that torchrun or accelerate started
+    console = Console(stderr=json, quiet=not speaks)
     from transformers.utils.logging import disable_progress_bar
-
-    from ..train.runs.progress import clock, display
 
     disable_progress_bar()  # of loading weights; training has one of its own
     if dry_run:
-        from ..train.runs.preview import preview
+        from ..train import preview
 
         found = preview(loaded)
         console.print(found)
         facts = vars(found)
     elif many:
-        from ..train.runs.many import run_many
-        from ..train.runs.session import figures
+        from ..train import run_many
 
-        with display(console, Path(loaded.output).name) as show:
+        with console_progress(console, title) as show:
             made = run_many(loaded, progress=show)
         for result in made.adapters.values():
             console.print(f"{result.adapter}: {result.steps} steps, loss {result.metrics['loss']:.4f}", soft_wrap=True)
         for name, problem in made.failed.items():
             console.print(f"[red]{name} failed[/red]: {problem}", soft_wrap=True)
-        facts = vars(made) | {"adapters": {name: figures(result) for name, result in made.adapters.items()}}
+        facts = made.figures()
     else:
-        from ..train.runs.session import figures, run
+        from ..train import run
 
-        with display(console, Path(loaded.output).name) as show:
+        with console_progress(console, title) as show:
             result = run(loaded, progress=show)
         values = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
         console.print(f"{result.adapter}: {result.steps} steps in {clock(result.seconds)}, {values}", soft_wrap=True)
-        facts = figures(result)
-    if json and is_first:
+        facts = result.figures()
+    if json and speaks:
         print(jsonlib.dumps(facts, ensure_ascii=False))

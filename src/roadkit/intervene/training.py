@@ -27,11 +27,12 @@ from ..errors import RecipeError
 from ..kernels.gradient import rotate_trainable
 from ..models import config_fingerprint
 from ..rotation import num_parameters
-from ..train.data.prepared import prepare
+from ..train.data.batches import pad_batch
 from ..train.data.tables import Table, read_table
 from ..train.data.tokens import IGNORED
-from ..train.model.loss import answer_logits, pad_batch
-from ..train.model.tuned import borrowed
+from ..train.data.training_data import prepare_data
+from ..train.model.borrowed import borrowed
+from ..train.model.loss import answer_logits
 from .hooks import Pass
 from .intervention import Intervention
 from .positions import Positions
@@ -93,13 +94,10 @@ def encode_tasks(
 ) -> list[TaskRow]:
     """Tokenise a recipe's data; `column` names each row's task. Raises `RecipeError` as training does."""
     table = read_table(recipe.data, split=recipe.split, limit=recipe.max_examples) if table is None else table
-    tasks: dict[str, list[int]] = {}
-    for i in range(len(table)):
-        tasks.setdefault(table.text(i, column), []).append(i)
     return [
         row
-        for task, indices in tasks.items()
-        for row in encode_rows(recipe, tokenizer, task=task, table=table.take(indices))
+        for task, rows in table.partition(column).items()
+        for row in encode_rows(recipe, tokenizer, task=task, table=rows)
     ]
 
 
@@ -107,7 +105,7 @@ def encode_rows(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, task: str = "", table: Table | None = None
 ) -> list[TaskRow]:
     """Tokenise a recipe's data (or `table`) as rows of one task."""
-    encoded = prepare(recipe, tokenizer=tokenizer, table=table).train
+    encoded = prepare_data(recipe, tokenizer=tokenizer, table=table).train
     return [TaskRow(task, list(row["input_ids"]), list(row["labels"])) for row in encoded.examples]
 
 

@@ -26,8 +26,8 @@ from paper.tuning.decoders import Tuned, prompt_of
 from paper.tuning.encoders import FULL, EncoderData, with_pooler
 from roadkit import Adapter, models
 from roadkit.errors import RecipeError, RoadkitError
-from roadkit.train.data.prepared import use_cpu
 from roadkit.train.data.tables import Table
+from roadkit.train.model.base import training_device
 
 
 def table_of(count: int) -> Table:
@@ -426,7 +426,7 @@ def test_a_grid_and_fixed_epochs_contradict_each_other(tmp_path):
 
 def test_models_go_where_there_is_a_gpu(small, data, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert models.best_device() == "cuda" and not use_cpu(None)
+    assert models.best_device() == training_device(None) == "cuda"
     monkeypatch.setattr(models, "best_device", lambda: "meta")
     rows = EncoderData.load("sst2", small, data=data, seed=0)
     assert rows.fresh().device.type == "meta"

@@ -21,7 +21,7 @@ from paper.tuning.fit import KeepBest
 from paper.tuning.methods import FAMILIES, KNOWN, METHODS, find, num_trainable
 from roadkit.errors import RecipeError
 from roadkit.modules import linear_layers
-from roadkit.train.model.tuned import head_names
+from roadkit.train.model.targets import head_names
 from roadkit.train.recipe import Recipe
 
 OF_ENCODERS = [

@@ -6,7 +6,8 @@ import pytest
 
 from roadkit.errors import RecipeError
 from roadkit.train import Recipe
-from roadkit.train.data.formats import Dialogue, Passage, detect, read_example
+from roadkit.train.data.examples import Dialogue, Passage
+from roadkit.train.data.formats import detect
 from roadkit.train.data.tables import Table
 
 USER, ASSISTANT = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
@@ -23,7 +24,7 @@ def recipe(**changes) -> Recipe:
 
 def read(row, *, chat=True, **changes):
     rows, made = table(row), recipe(**changes)
-    return read_example(rows, 0, detect(rows, made, chat=chat), made)
+    return detect(rows, made, chat=chat).read(rows[0])
 
 
 @pytest.mark.parametrize(

@@ -114,4 +114,4 @@ def test_numbers_in_csv_are_labels(tmp_path):
     recipe = Recipe(model="m", data="d", output="o", task="classification")
     classes = find_classes(table, "label", recipe)
     assert classes == 3
-    assert read_label(table, 1, "label", classes) == 2
+    assert read_label(table[1], "label", classes) == 2

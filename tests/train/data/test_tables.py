@@ -33,7 +33,8 @@ def test_rows_are_numbered_as_in_the_file(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("\n" + LINES)
     table = read_table(str(path))
-    assert table.where(0) == f"{path}, row 2"
+    assert table[0].where == f"{path}, row 2"
+    assert [row.number for row in table] == [2, 3]
     assert len(read_table(str(path), limit=1)) == 1
 
 
@@ -76,9 +77,9 @@ def test_cells_name_row_and_columns(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n{"promt": null}\n')
     table = read_table(str(tmp_path / "a.jsonl"))
     with pytest.raises(RecipeError, match=r"row 2: no column 'prompt'; did you mean 'promt'\? \(it has promt\)"):
-        table.text(1, "prompt")
+        table[1].text("prompt")
     with pytest.raises(RecipeError, match="row 2, column 'promt': must be text, is empty"):
-        table.text(1, "promt")
+        table[1].text("promt")
 
 
 def test_split_is_the_same_for_the_same_seed(tmp_path):

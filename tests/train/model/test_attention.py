@@ -88,7 +88,7 @@ def test_training_chooses_by_the_width_of_each_batch(make_recipe, write_rows, ll
         monkeypatch.setattr(module, "attention_for", watched)
         module.run_many(make_recipe(**options, data=write_rows(rows)), model=base, tokenizer=tokenizer)
     else:
-        monkeypatch.setattr("roadkit.train.runs.trainer.attention_for", watched)
+        monkeypatch.setattr("roadkit.train.trainers.trainer.attention_for", watched)
         run(make_recipe(**options), model=base, tokenizer=tokenizer)
     assert len(seen) == 3 and max(seen) <= SHORT
     assert used == {PLAIN}

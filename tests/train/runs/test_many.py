@@ -11,7 +11,7 @@ import roadkit as rk
 from roadkit import models
 from roadkit.errors import RecipeError
 from roadkit.train import Recipe, run, run_many
-from roadkit.train.runs import many
+from roadkit.train.runs import many, passes
 
 ROWS = [
     {"adapter": name, "prompt": f"{'well ' * (i % 4)}say {i}", "completion": f"{name} {i}" * (1 + i % 2)}
@@ -45,7 +45,7 @@ def many_recipe(make_recipe, write_rows, tmp_path):
     ids=["plain", "grouped", "accumulated", "checkpointed"],
 )
 def test_adapters_equal_those_of_separate_runs(many_recipe, write_rows, tmp_path, changes, monkeypatch):
-    monkeypatch.setattr(many, "MAX_TOKENS", 400)  # several passes a step
+    monkeypatch.setattr(passes, "MAX_TOKENS", 400)  # several passes a step
     recipe = many_recipe(**changes)
     result = run_many(recipe)
     assert result.adapters.keys() == {"acme", "beta", "caf"}
@@ -60,16 +60,22 @@ def test_adapters_equal_those_of_separate_runs(many_recipe, write_rows, tmp_path
         assert together.base == separate.base
 
 
-def test_an_adapters_rows_are_cut_where_they_are_more_than_a_pass_holds(many_recipe, tmp_path, monkeypatch):
+def test_an_adapters_rows_are_cut_if_they_are_more_than_a_pass_holds(many_recipe, tmp_path, monkeypatch):
     recipe = many_recipe(batch_size=4, gradient_accumulation=2, max_steps=3)
     whole = run_many(recipe).adapters
-    passes, made = [], many._passes
-    monkeypatch.setattr(many, "MAX_TOKENS", 120)
-    monkeypatch.setattr(many, "_passes", lambda pieces: (passes.append(group) or group for group in made(pieces)))
+    groups, real = [], passes.passes
+
+    def watched(batches):
+        for group in real(batches):
+            groups.append(group)
+            yield group
+
+    monkeypatch.setattr(passes, "MAX_TOKENS", 120)
+    monkeypatch.setattr(many, "passes", watched)
     cut = run_many(Recipe(**recipe.model_dump() | {"output": str(tmp_path / "cut")})).adapters
-    sizes = [[row for piece in group for row in piece.rows] for group in passes]
-    assert all(len(rows) == 1 or len(rows) * many._width(rows) <= 120 for rows in sizes)
-    assert len(sizes) > 3 * len(whole), "more passes than steps and adapters"
+    counts = [(sum(len(batch.rows) for batch in group), max(batch.width for batch in group)) for group in groups]
+    assert all(rows == 1 or rows * width <= 120 for rows, width in counts)
+    assert len(groups) > 3 * len(whole), "more passes than steps and adapters"
     for name, trained in cut.items():
         assert trained.tokens == whole[name].tokens
         assert trained.metrics["train_loss"] == pytest.approx(whole[name].metrics["train_loss"], rel=1e-4)

@@ -10,7 +10,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import roadkit as rk
 from roadkit import models
 from roadkit.train import load_pair, run
-from roadkit.train.model.tuned import borrowed, target_layers, tune
+from roadkit.train.model.borrowed import borrowed
+from roadkit.train.model.targets import target_layers
+from roadkit.train.model.trainable import make_trainable
 from tests.train.conftest import VOCABULARY, make_tokenizer
 
 IMAGE = 260
@@ -44,7 +46,7 @@ def test_language_part_trains_on_pictures_and_comes_back_from_disk(llava_folder,
     recipe = make_recipe(target_modules=["language_model"], lora={"r": 2})
     labels = seen["input_ids"].masked_fill(seen["input_ids"] == IMAGE, -100)
     with borrowed(model):
-        tuned = tune(model, recipe)
+        tuned = make_trainable(model, recipe)
         trained = {name: parameter for name, parameter in tuned.named_parameters() if parameter.requires_grad}
         assert all("language_model" in name for name in trained)
         assert len(trained) == 2 * 7 * 4  # layers of two blocks: angles, scales, and two halves of the LoRA

@@ -62,7 +62,7 @@ def test_preview_refuses_what_a_run_would(make_recipe):
 def test_the_timed_step_saves_memory_as_the_run_does(make_recipe, monkeypatch):
     saves = []
     monkeypatch.setattr(
-        dryrun, "_step_seconds", lambda prepared, tuned: saves.append(tuned.is_gradient_checkpointing) or 1
+        dryrun, "_batch_seconds", lambda data, model: saves.append(model.is_gradient_checkpointing) or 1
     )
     for wanted in (True, False):
         preview(make_recipe(gradient_checkpointing=wanted))

@@ -1,1 +1,1 @@
-"""From a file to token ids: tables, their formats, labels, and the tokens that bear the loss."""
+"""From a file to token ids: tables, their formats and labels, and the tokens that bear the loss."""

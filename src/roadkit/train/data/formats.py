@@ -1,7 +1,7 @@
-"""The formats people have, recognised by their columns, and what a row of each means.
+"""The formats people have, recognised by their columns, and what a row of each says.
 
-    layout = detect(table, recipe, chat=True)            # layout.name == "alpaca"
-    example = read_example(table, 0, layout, recipe)     # Dialogue([user, assistant])
+    layout = detect(table, recipe, chat=True)     # layout.name == "alpaca"
+    example = layout.read(table[0])               # Dialogue([user, assistant], first_answer=1)
 
 | format            | columns                                     | the loss counts                 |
 |-------------------|---------------------------------------------|---------------------------------|
@@ -11,30 +11,22 @@
 | alpaca            | instruction, output, input (may be missing) | the output                      |
 | text              | text                                        | everything                      |
 | sentences         | sentence1 (or sentence, text), label, sentence2 (may be missing) | a label a row |
+
+A format is an entry of `FORMATS`: the columns that it needs, those it may have, and the function that reads a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import RecipeError, nearest
 from ..recipe import Recipe
-from .tables import Table
+from .examples import Dialogue, Example, LabelledText, Message, Passage
+from .labels import Classes, find_classes, read_label
+from .tables import Row, Table
 
-Message = dict[str, str]
-
-REQUIRED: dict[str, tuple[str, ...]] = {  # in the order in which they are tried
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "prompt_completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "output"),
-    "text": ("text",),
-    "sentences": ("sentence1", "label"),
-}
-OPTIONAL = {"alpaca": ("input",), "sentences": ("sentence2",)}
-ROLES = sorted({"adapter", *(role for roles in (*REQUIRED.values(), *OPTIONAL.values()) for role in roles)})
 SENTENCE_NAMES = ("sentence1", "sentence", "text")
 SHAREGPT_ROLES = {
     "human": "user",
@@ -52,31 +44,44 @@ ALPACA = (
 
 @dataclass(frozen=True)
 class Layout:
-    """A recognised format: `columns` maps its roles to the table's columns; `chat` uses the chat template."""
+    """How a table's rows are read: their format, and which of the table's columns plays which role in it.
+
+    columns    role → column
+    chat       rows become dialogues for the chat template; otherwise plain text
+    system     a message put before every dialogue that does not begin with one of its own
+    classes    of labels, as `find_classes` gives them
+    """
 
     name: str
     columns: Mapping[str, str]
     chat: bool
+    system: str | None = None
+    classes: Classes = None
 
+    def read(self, row: Row) -> Example:
+        """What a row says. Raises `RecipeError` naming file, row and column."""
+        return FORMATS[self.name].read(self, row)
 
-@dataclass(frozen=True)
-class Dialogue:
-    """Messages for the chat template; messages of the assistant from number `first_answer` on bear the loss."""
+    def text(self, row: Row, role: str) -> str:
+        """The cell that plays a role, which must be text."""
+        return row.text(self.columns[role])
 
-    messages: list[Message]
-    first_answer: int = 0
-
-
-@dataclass(frozen=True)
-class Passage:
-    """Plain text: a prompt, which may be empty, and the continuation that bears the loss."""
-
-    prompt: str
-    answer: str
+    def dialogue(self, row: Row, messages: list[Message], first_answer: int = 0) -> Dialogue:
+        """A row's messages, with the system message before them. Raises `RecipeError` if no answer is among them."""
+        if not self.chat:
+            raise RecipeError(
+                f"{row.where}: messages need a chat template, which this model's tokenizer lacks "
+                "(or chat_template is false); use prompt and completion columns"
+            )
+        if not any(message["role"] == "assistant" for message in messages[first_answer:]):
+            raise RecipeError(f"{row.where}: no message is the assistant's, so there is nothing to learn")
+        if self.system is not None and messages[0]["role"] != "system":
+            return Dialogue([{"role": "system", "content": self.system}, *messages], first_answer + 1)
+        return Dialogue(messages, first_answer)
 
 
 def detect(table: Table, recipe: Recipe, *, chat: bool) -> Layout:
-    """The format of a table, by the recipe's `format` or by the columns of its first row.
+    """The layout of a table, by the recipe's `format` or else by the columns of the first row.
 
     chat    the tokenizer has a chat template
 
@@ -92,94 +97,85 @@ def detect(table: Table, recipe: Recipe, *, chat: bool) -> Layout:
     elif recipe.format != "auto":
         candidates = [recipe.format]
     else:
-        candidates = [name for name in REQUIRED if name != "sentences"]
+        candidates = [name for name in FORMATS if name != "sentences"]
     for name in candidates:
         columns = _columns(name, recipe.columns, present)
-        if all(columns[role] in present for role in REQUIRED[name]):
-            return Layout(name, columns, chat and recipe.chat_template and name != "text")
+        if all(columns[role] in present for role in FORMATS[name].required):
+            classes = find_classes(table, columns["label"], recipe) if name == "sentences" else None
+            return Layout(name, columns, chat and recipe.chat_template and name != "text", recipe.system, classes)
     if len(candidates) == 1:
+        required = FORMATS[candidates[0]].required
         columns = _columns(candidates[0], recipe.columns, present)
-        missing = next(columns[role] for role in REQUIRED[candidates[0]] if columns[role] not in present)
+        missing = next(columns[role] for role in required if columns[role] not in present)
         raise RecipeError(
-            f"{table.where(0)}: no column {missing!r}{nearest(missing, present)} (it has {', '.join(present)}); "
-            f"format {candidates[0]} needs {', '.join(REQUIRED[candidates[0]])}: "
-            f"name yours with columns: {{{REQUIRED[candidates[0]][0]}: …}}"
+            f"{table[0].where}: no column {missing!r}{nearest(missing, present)} (it has {', '.join(present)}); "
+            f"format {candidates[0]} needs {', '.join(required)}: name yours with columns: {{{required[0]}: …}}"
         )
-    needs = "; ".join(f"{name}: {', '.join(REQUIRED[name])}" for name in candidates)
+    needs = "; ".join(f"{name}: {', '.join(FORMATS[name].required)}" for name in candidates)
     raise RecipeError(
-        f"{table.where(0)}: the columns {', '.join(present)} are no known format. Name yours, for example "
+        f"{table[0].where}: the columns {', '.join(present)} are no known format. Name yours, for example "
         f"columns: {{prompt: {present[0]}, completion: {present[-1]}}}. Formats: {needs}"
     )
 
 
 def _columns(name: str, given: Mapping[str, str], present: list[str]) -> dict[str, str]:
-    columns = {role: given.get(role, role) for role in REQUIRED[name] + OPTIONAL.get(name, ())}
-    if name == "sentences" and "sentence1" not in given:
-        columns["sentence1"] = next((column for column in SENTENCE_NAMES if column in present), "sentence1")
+    """role → column of one format: as the recipe renames it, else of the role's own name."""
+    columns = {role: given.get(role, role) for role in FORMATS[name].required + FORMATS[name].optional}
+    if name == "sentences":
+        if "sentence1" not in given:
+            columns["sentence1"] = next((column for column in SENTENCE_NAMES if column in present), "sentence1")
+        if columns["sentence2"] not in present:
+            del columns["sentence2"]  # either every row is a pair or none is
     return columns
 
 
-def read_example(table: Table, index: int, layout: Layout, recipe: Recipe) -> Dialogue | Passage:
-    """One row as text to learn. Raises `RecipeError` naming file, row and column."""
-    columns = layout.columns
-    if layout.name == "text":
-        return Passage("", table.text(index, columns["text"]))
-    if layout.name in ("messages", "sharegpt"):
-        (column,) = columns.values()
-        messages = _messages(table, index, column)
-        return _dialogue(table, index, messages, 0, layout, recipe)
-    if layout.name == "alpaca":
-        return _alpaca(table, index, layout, recipe)
-    prompt, completion = (table.value(index, columns[role]) for role in ("prompt", "completion"))
-    if isinstance(prompt, list) or isinstance(completion, list):
-        asked = _messages(table, index, columns["prompt"])
-        messages = asked + _messages(table, index, columns["completion"])
-        return _dialogue(table, index, messages, len(asked), layout, recipe)
-    prompt, completion = (table.text(index, columns[role]) for role in ("prompt", "completion"))
+def _read_messages(layout: Layout, row: Row) -> Dialogue:
+    (column,) = layout.columns.values()
+    return layout.dialogue(row, _messages(row, column))
+
+
+def _read_prompt_completion(layout: Layout, row: Row) -> Dialogue | Passage:
+    columns = [layout.columns[role] for role in ("prompt", "completion")]
+    if any(isinstance(row.value(column), list) for column in columns):
+        asked, answered = (_messages(row, column) for column in columns)
+        return layout.dialogue(row, asked + answered, len(asked))
+    prompt, completion = (row.text(column) for column in columns)
     if not layout.chat:
         return Passage(prompt, completion)
-    return _dialogue(table, index, _turn(prompt, completion), 1, layout, recipe)
+    return layout.dialogue(row, _turn(prompt, completion), 1)
 
 
-def _alpaca(table: Table, index: int, layout: Layout, recipe: Recipe) -> Dialogue | Passage:
-    instruction = table.text(index, layout.columns["instruction"])
-    output = table.text(index, layout.columns["output"])
-    given = table.text(index, layout.columns["input"]) if table.rows[index].get(layout.columns["input"]) else ""
+def _read_alpaca(layout: Layout, row: Row) -> Dialogue | Passage:
+    instruction, output = layout.text(row, "instruction"), layout.text(row, "output")
+    given = layout.text(row, "input") if row.cells.get(layout.columns["input"]) else ""
     if layout.chat:
         prompt = f"{instruction}\n\n{given}" if given else instruction
-        return _dialogue(table, index, _turn(prompt, output), 1, layout, recipe)
+        return layout.dialogue(row, _turn(prompt, output), 1)
     block = f"### Input:\n{given}\n\n" if given else ""
     paired = ", paired with an input that provides further context" if given else ""
     return Passage(ALPACA.format(paired=paired, instruction=instruction, input=block), output)
+
+
+def _read_text(layout: Layout, row: Row) -> Passage:
+    return Passage("", layout.text(row, "text"))
+
+
+def _read_sentences(layout: Layout, row: Row) -> LabelledText:
+    first = layout.text(row, "sentence1")
+    second = layout.text(row, "sentence2") if "sentence2" in layout.columns else None
+    return LabelledText(first, second, read_label(row, layout.columns["label"], layout.classes))
 
 
 def _turn(prompt: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
-def _dialogue(
-    table: Table, index: int, messages: list[Message], first_answer: int, layout: Layout, recipe: Recipe
-) -> Dialogue:
-    if not layout.chat:
-        raise RecipeError(
-            f"{table.where(index)}: messages need a chat template, which this model's tokenizer lacks "
-            "(or chat_template is false); use prompt and completion columns"
-        )
-    if not any(message["role"] == "assistant" for message in messages[first_answer:]):
-        raise RecipeError(f"{table.where(index)}: no message is the assistant's, so there is nothing to learn")
-    if recipe.system is not None and messages[0]["role"] != "system":
-        return Dialogue([{"role": "system", "content": recipe.system}, *messages], first_answer + 1)
-    return Dialogue(messages, first_answer)
-
-
-def _messages(table: Table, index: int, column: str) -> list[Message]:
+def _messages(row: Row, column: str) -> list[Message]:
     """A cell of messages in either spelling, {role, content} or {from, value}."""
-    found = table.value(index, column)
+    found = row.value(column)
     if not isinstance(found, list) or not found:
-        raise RecipeError(f"{table.where(index)}, column {column!r}: must be a list of messages, is {_shown(found)}")
-    return [
-        _message(message, f"{table.where(index)}, column {column!r}, message {i}") for i, message in enumerate(found)
-    ]
+        raise RecipeError(f"{row.where_is(column)}: must be a list of messages, is {_shown(found)}")
+    return [_message(message, f"{row.where_is(column)}, message {i}") for i, message in enumerate(found)]
 
 
 def _message(message: Any, where: str) -> Message:
@@ -196,3 +192,23 @@ def _message(message: Any, where: str) -> Message:
 
 def _shown(value: Any) -> str:
     return repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "…"
+
+
+@dataclass(frozen=True)
+class Format:
+    """The roles that columns play in a format, and how a row is read that has them."""
+
+    required: tuple[str, ...]
+    read: Callable[[Layout, Row], Example]
+    optional: tuple[str, ...] = ()
+
+
+FORMATS = {  # in the order in which they are tried
+    "messages": Format(("messages",), _read_messages),
+    "sharegpt": Format(("conversations",), _read_messages),
+    "prompt_completion": Format(("prompt", "completion"), _read_prompt_completion),
+    "alpaca": Format(("instruction", "output"), _read_alpaca, optional=("input",)),
+    "text": Format(("text",), _read_text),
+    "sentences": Format(("sentence1", "label"), _read_sentences, optional=("sentence2",)),
+}
+ROLES = sorted({"adapter", *(role for each in FORMATS.values() for role in each.required + each.optional)})

@@ -1,26 +1,27 @@
 """Class labels and scores: which there are, and what a row's cell means.
 
 classes = find_classes(table, "label", recipe)      # ["entailment", "not_entailment"], or a number
-read_label(table, 0, "label", classes)              # 1
+read_label(table[0], "label", classes)              # 1
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from ...errors import RecipeError, nearest
 from ..recipe import Recipe
-from .tables import Table
+from .tables import Row, Table
 
+Classes = list[str] | int | None  # their names or their number; None if a row has a score, or no label at all
 MAX_SPARSE = 100  # labels counted from 0 may leave this many numbers unused before it looks like a mistake
 
 
-def find_classes(table: Table, column: str, recipe: Recipe) -> list[str] | int | None:
-    """The classes of a classification: their names where labels are text, else their number. None for regression.
+def find_classes(table: Table, column: str, recipe: Recipe) -> Classes:
+    """The classes of a classification: their names if labels are text, else their number. None for regression.
 
-    The recipe's `labels` or `num_labels` decide; otherwise the training rows do: numbers count from 0 to the largest.
+    The recipe's `labels` or `num_labels` decide. Otherwise the training rows do; numbers then count from 0 to the
+    largest. Raises `RecipeError` for a largest number that looks like a mistake.
     """
     if recipe.task == "regression":
         return None
@@ -28,30 +29,30 @@ def find_classes(table: Table, column: str, recipe: Recipe) -> list[str] | int |
         return list(recipe.labels)
     if recipe.num_labels is not None:
         return recipe.num_labels
-    values = [_number_or_text(table.value(i, column)) for i in range(len(table))]
+    values = [_number_or_text(row.value(column)) for row in table]
     if any(isinstance(value, str) for value in values):
         return sorted({str(value) for value in values})
     numbers = [value for value in values if isinstance(value, int)]
     largest = max(numbers, default=0)
     if largest >= len(set(numbers)) + MAX_SPARSE:
-        index = next(i for i, value in enumerate(values) if value == largest)
+        row = table[values.index(largest)]
         raise RecipeError(
-            f"{table.where(index)}, column {column!r}: label {largest} would mean {largest + 1} classes, of which "
+            f"{row.where_is(column)}: label {largest} would mean {largest + 1} classes, of which "
             f"{len(set(numbers))} occur; give num_labels if that is meant"
         )
     return max(largest + 1, 2)
 
 
-def read_label(table: Table, index: int, column: str, classes: Sequence[str] | int | None) -> int | float:
-    """A row's class number, or its score where `classes` is None. Raises `RecipeError` naming file, row and column."""
-    raw = table.value(index, column)
-    where = f"{table.where(index)}, column {column!r}"
+def read_label(row: Row, column: str, classes: Classes) -> int | float:
+    """A row's class number, or its score if `classes` is None. Raises `RecipeError` naming file, row and column."""
+    raw = row.value(column)
+    where = row.where_is(column)
     if classes is None:
         return _score(raw, where)
     value = _number_or_text(raw)
     count = classes if isinstance(classes, int) else len(classes)
     if not isinstance(classes, int) and str(value) in classes:
-        return list(classes).index(str(value))
+        return classes.index(str(value))
     if isinstance(value, int):
         if 0 <= value < count:
             return value

@@ -1,6 +1,8 @@
-"""Training data as rows that know where they came from, so that a problem names file, row and column.
+"""Training data as rows that know their place, so that a problem names file, row and column.
 
 table = read_table("answers.jsonl.gz")       # .jsonl, .json, .csv, .tsv, .parquet, also gzipped; or a hub data set
+table[0].text("prompt")                      # "Hello"
+table[0].where                               # "answers.jsonl.gz, row 1"
 train, held_out = split_table(table, fraction=0.1, seed=0)
 """
 
@@ -19,51 +21,83 @@ from typing import Any
 
 from ...errors import RecipeError, nearest
 
-Row = dict[str, Any]
+Cells = dict[str, Any]  # a row as it was read: column → cell
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows of one file or data set. `numbers` are the rows' numbers in it, counted from 1 (line numbers of JSONL)."""
+class Row:
+    """One row and its place: `number` in the file or data set `origin`, counted from 1."""
 
-    rows: Sequence[Row]
+    cells: Cells
+    number: int
+    origin: str
+
+    @property
+    def where(self) -> str:
+        """The row's place, as messages begin with it."""
+        return f"{self.origin}, row {self.number}"
+
+    def where_is(self, column: str) -> str:
+        """A cell's place, as messages begin with it."""
+        return f"{self.where}, column {column!r}"
+
+    def value(self, column: str) -> Any:
+        """One cell. Raises `RecipeError` naming file, row and column, and the columns that there are."""
+        if column not in self.cells:
+            raise RecipeError(
+                f"{self.where}: no column {column!r}{nearest(column, self.cells)} "
+                f"(it has {', '.join(self.cells) or 'none'})"
+            )
+        return self.cells[column]
+
+    def text(self, column: str) -> str:
+        """One cell that must be text (a number is written out). Raises `RecipeError` as `value` does."""
+        value = self.value(column)
+        if isinstance(value, str):
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+        kind = "empty" if value is None else f"a {type(value).__name__}"
+        raise RecipeError(f"{self.where_is(column)}: must be text, is {kind}")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one file or data set, as they were read; as a sequence, each with its place.
+
+    numbers    the rows' numbers in `origin`, counted from 1 (line numbers of JSONL)
+    """
+
+    rows: Sequence[Cells]
     numbers: Sequence[int]
     origin: str
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __getitem__(self, index: int) -> Row:
+        return Row(self.rows[index], self.numbers[index], self.origin)
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(self.__getitem__, range(len(self)))
+
     @property
     def columns(self) -> list[str]:
         """The columns of the first row."""
         return list(self.rows[0])
 
-    def where(self, index: int) -> str:
-        return f"{self.origin}, row {self.numbers[index]}"
-
-    def value(self, index: int, column: str) -> Any:
-        """One cell. Raises `RecipeError` naming file, row and column, and the columns that there are."""
-        row = self.rows[index]
-        if column not in row:
-            raise RecipeError(
-                f"{self.where(index)}: no column {column!r}{nearest(column, row)} (it has {', '.join(row) or 'none'})"
-            )
-        return row[column]
-
-    def text(self, index: int, column: str) -> str:
-        """One cell that must be text (a number is written out)."""
-        value = self.value(index, column)
-        if isinstance(value, str):
-            return value
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return str(value)
-        kind = "empty" if value is None else f"a {type(value).__name__}"
-        raise RecipeError(f"{self.where(index)}, column {column!r}: must be text, is {kind}")
-
     def take(self, indices: Sequence[int]) -> Table:
+        """Some of the rows, with their numbers."""
         return Table([self.rows[i] for i in indices], [self.numbers[i] for i in indices], self.origin)
+
+    def partition(self, column: str) -> dict[str, Table]:
+        """The rows of every text that a column holds, in the order in which the texts occur first."""
+        indices: dict[str, list[int]] = {}
+        for i, row in enumerate(self):
+            indices.setdefault(row.text(column), []).append(i)
+        return {text: self.take(chosen) for text, chosen in indices.items()}
 
 
 def read_table(source: str, *, split: str = "train", limit: int | None = None) -> Table:
@@ -102,7 +136,7 @@ def split_table(table: Table, *, fraction: float, seed: int) -> tuple[Table, Tab
     return table.take([i for i in range(len(table)) if i not in held]), table.take(sorted(held))
 
 
-def _read_file(path: Path, suffix: str) -> Iterator[tuple[int, Row]]:
+def _read_file(path: Path, suffix: str) -> Iterator[tuple[int, Cells]]:
     if suffix == ".parquet":
         yield from _read_parquet(path)
         return
@@ -116,13 +150,13 @@ def _read_file(path: Path, suffix: str) -> Iterator[tuple[int, Row]]:
             yield from _read_lines(path, file)
 
 
-def _read_lines(path: Path, lines) -> Iterator[tuple[int, Row]]:
+def _read_lines(path: Path, lines) -> Iterator[tuple[int, Cells]]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield number, _object(_parsed(line, f"{path}, row {number}"), f"{path}, row {number}")
 
 
-def _read_json(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+def _read_json(path: Path, text: str) -> Iterator[tuple[int, Cells]]:
     """A list of objects, or objects line by line."""
     if not text.lstrip().startswith("["):
         yield from _read_lines(path, text.splitlines())
@@ -138,13 +172,13 @@ def _parsed(text: str, where: str) -> Any:
         raise RecipeError(f"{where} is not JSON: {error}") from error
 
 
-def _object(value: Any, where: str) -> Row:
+def _object(value: Any, where: str) -> Cells:
     if not isinstance(value, dict):
         raise RecipeError(f"{where}: a row must be a JSON object, this is a {type(value).__name__}")
     return value
 
 
-def _read_csv(path: Path, file, delimiter: str) -> Iterator[tuple[int, Row]]:
+def _read_csv(path: Path, file, delimiter: str) -> Iterator[tuple[int, Cells]]:
     for number, row in enumerate(csv.DictReader(file, delimiter=delimiter), start=1):
         if None in row or None in row.values():
             cells = len(row) - 1 + len(row[None]) if None in row else sum(cell is not None for cell in row.values())
@@ -153,7 +187,7 @@ def _read_csv(path: Path, file, delimiter: str) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
+def _read_parquet(path: Path) -> Iterator[tuple[int, Cells]]:
     import pyarrow
     from pyarrow import parquet
 
@@ -164,7 +198,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
     yield from enumerate(rows, start=1)
 
 
-def _read_hub(source: str, split: str) -> Iterator[Row]:
+def _read_hub(source: str, split: str) -> Iterator[Cells]:
     import datasets
     from datasets.exceptions import DatasetsError
 

@@ -1,1 +1,1 @@
-"""The model that is trained: its rotations and heads, its attention, its loss."""
+"""The model that is trained: its base, its rotations and heads, its attention and its loss."""

@@ -1,4 +1,4 @@
-"""Which attention a training step computes with: torch's fused one, or on the CPU in 16 bits and for short rows the plain one.
+"""Which attention a training step computes with: torch's fused one, or the plain one for short rows in 16 bits on the CPU.
 
     with attention_for(model, recipe, width=256):
         loss = step(batch)
@@ -21,10 +21,10 @@ SHORT = 128  # tokens; 1.3 × the speed and the memory there, and beyond it soon
 
 @contextmanager
 def attention_for(model: Any, recipe: Recipe, *, width: int) -> Iterator[None]:
-    """Forward and backward of rows of `width` tokens; afterwards the model's attention is what it was.
+    """Inside, the model has the attention that is faster for rows of `width` tokens; afterwards the one it had.
 
-    Encoders gain nothing and keep the fused one, as do packed rows and recipes that save memory; a model that was
-    loaded with another attention keeps that.
+    Encoders gain nothing and keep the fused one. So do packed rows and recipes that save memory. A model that was loaded
+    with another attention keeps that.
     """
     slow = recipe.task == "causal" and recipe.bf16 and model.device.type == "cpu"
     free = not (recipe.packing or recipe.gradient_checkpointing)

@@ -1,4 +1,4 @@
-"""The language-model head where there is a loss, and nowhere else.
+"""The loss of the answers: the language-model head computed for the tokens that bear it, and for no others.
 
     loss, count = answer_loss(model, batch)      # summed over the loss-bearing tokens, and their number
 
@@ -20,10 +20,7 @@ from ..data.tokens import IGNORED
 def answer_loss(model: nn.Module, batch: Mapping[str, Tensor], head: nn.Module | None = None) -> tuple[Tensor, Tensor]:
     """Summed cross entropy (nats) of the tokens that `batch["labels"]` [rows, tokens] marks, and how many they are.
 
-    head    the output embedding, where `model` is a wrapper that does not tell
-
-    The head is an nn.Module that reads hidden states, whatever the model does with its logits afterwards (scaling,
-    capping) it does to the selected ones.
+    head    the output embedding, for a wrapper that does not tell which it is
     """
     logits, targets = answer_logits(model, batch, head)
     return cross_entropy(logits, targets, reduction="sum"), torch.as_tensor(len(targets), device=targets.device)
@@ -32,7 +29,11 @@ def answer_loss(model: nn.Module, batch: Mapping[str, Tensor], head: nn.Module |
 def answer_logits(
     model: nn.Module, batch: Mapping[str, Tensor], head: nn.Module | None = None
 ) -> tuple[Tensor, Tensor]:
-    """→ logits [loss-bearing tokens, vocabulary] in float32, and the tokens that should have been foreseen there."""
+    """→ logits [loss-bearing tokens, vocabulary] in float32, and the tokens that they should predict.
+
+    The head is given only the hidden states that predict those tokens. What the model does to logits afterwards
+    (scaling, capping) it does to these.
+    """
     targets = pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
     bears = targets != IGNORED
     if head is None:
@@ -49,15 +50,3 @@ def answer_logits(
     finally:
         handle.remove()
     return logits.float(), targets[bears]
-
-
-def pad_batch(examples: list[Mapping[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
-    """Rows of token ids → input_ids, attention_mask and labels, each [rows, tokens], padded on the right."""
-    width = max(len(example["input_ids"]) for example in examples)
-
-    def filled(key: str, value: int) -> Tensor:
-        return torch.tensor([[*example[key], *[value] * (width - len(example[key]))] for example in examples])
-
-    ids = filled("input_ids", pad_token_id)
-    mask = torch.tensor([[1] * len(e["input_ids"]) + [0] * (width - len(e["input_ids"])) for e in examples])
-    return {"input_ids": ids, "attention_mask": mask, "labels": filled("labels", IGNORED)}

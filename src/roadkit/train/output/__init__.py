@@ -1,1 +1,1 @@
-"""What a run leaves: the adapter's directory, its model card, its figures, and how it compares with the base."""
+"""What a run leaves: the adapter's directory, its model card and its figures; and what reads it back."""

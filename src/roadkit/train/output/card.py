@@ -1,25 +1,32 @@
-"""The model card beside an adapter.
+"""The files that stand beside an adapter: its model card and the run's figures.
 
-text = model_card(result, recipe, base)      # Markdown with the front matter that the hub reads
+model_card(result, recipe, base)             # Markdown with the front matter that the hub reads
+result_files(result, recipe, base)           # {"README.md": b"…", "training.json": b"…"}
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
 
 import yaml
 
+from ... import __version__
+from ...adapter import Base
 from ..recipe import Recipe, dump_recipe
+from .directory import CARD, FIGURES
+from .result import TrainResult
 
-if TYPE_CHECKING:
-    from ...adapter import Base
-    from ..runs.session import TrainResult
+
+def result_files(result: TrainResult, recipe: Recipe, base: Base) -> dict[str, bytes]:
+    """→ file name → content of the model card and the figures."""
+    return {
+        CARD: model_card(result, recipe, base).encode(),
+        FIGURES: json.dumps(result.figures(), indent=2, ensure_ascii=False).encode(),
+    }
 
 
 def model_card(result: TrainResult, recipe: Recipe, base: Base) -> str:
     """What was trained, on what, how it did and how to use it."""
-    from ... import __version__
-
     front = {
         "base_model": base.name,
         "library_name": "peft",

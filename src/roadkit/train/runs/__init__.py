@@ -1,1 +1,1 @@
-"""Training runs: one adapter or many at once, their trainers, checkpoints and progress."""
+"""Training runs: one adapter, many at once, or a preview that trains nothing."""

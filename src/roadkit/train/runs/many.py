@@ -4,8 +4,8 @@
     result.adapters["acme"].metrics["loss"]          # adapters/acme is a PEFT directory
 
 Every pass of the base carries rows of many adapters, each rotated by its own. An adapter's loss is the mean over its
-own tokens; its optimiser, its schedule and the order of its rows are its own. So it ends where a run of its own would,
-whatever the others do; and one whose loss stops being a number leaves without the others.
+own tokens; its optimiser, its schedule and the order of its rows are its own. So it ends as a run of its own would,
+whatever the others do. An adapter whose loss stops being a number leaves, and the others go on.
 """
 
 from __future__ import annotations
@@ -14,54 +14,39 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ... import models
 from ...adapter import Base
 from ...errors import RecipeError
 from ...kernels.gradient import rotate_blocks
-from ..data.prepared import Prepared, load_base, padding, prepare, use_cpu
+from ..data.batches import pad_batch
 from ..data.tables import read_table
-from ..data.tokens import IGNORED
+from ..data.training_data import TrainingData, prepare_data
 from ..model.attention import attention_for
-from ..model.loss import answer_logits, pad_batch
-from ..model.tuned import borrowed, target_layers
+from ..model.base import check_both_or_neither, load_base, padding, training_device
+from ..model.borrowed import borrowed
+from ..model.loss import answer_logits
+from ..model.targets import target_layers
 from ..output.directory import check_output
+from ..output.result import ManyResult, TrainResult
+from ..progress import Progress, Report
 from ..recipe import Recipe
-from .checkpoints import num_processes
-from .member import Student, enrol
-from .progress import Progress, Report
-from .session import TrainResult
+from ..trainers.processes import num_processes
+from .member import Member
+from .passes import micro_batches, passes
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-MAX_TOKENS = 4096  # of one pass (or one row), padding included; a step with more takes several, to the same gradients
 ONE_BY_ONE = (  # keys of a recipe that need a run for each adapter
     "lora", "modules_to_save", "head_learning_rate", "packing", "eval_data", "eval_fraction", "best", "save_steps",
     "resume", "tensorboard",
 )  # fmt: skip
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]*")
-
-
-@dataclass(frozen=True)
-class ManyResult:
-    """What a run with many adapters made: a `TrainResult` for each name, and why the missing ones are missing.
-
-    steps of the longest adapter; seconds of this call; tokens of all adapters, padding not counted
-    """
-
-    adapters: Mapping[str, TrainResult]
-    failed: Mapping[str, str]
-    steps: int
-    seconds: float
-    tokens: int
 
 
 def run_many(
@@ -76,24 +61,22 @@ def run_many(
     Each step gives every adapter that is not done `batch_size` × `gradient_accumulation` rows of its own. Adapters go to
     `recipe.output`/name.
     model, tokenizer    already loaded (both or none); afterwards the model is as it was before
+    progress            called after every step
 
-    Raises `RecipeError` as `run` does, for a name that is none, for options that need a run each, and where no adapter
-    came through.
+    Raises `RecipeError` as `run` does, for a name that no adapter can have, for options that need a run each, and if not
+    one adapter came through.
     """
     start = time.perf_counter()
-    _check(recipe, model, tokenizer)
+    check_both_or_neither(model, tokenizer)
+    _check(recipe)
     tokenizer = tokenizer or models.load_tokenizer(recipe.model)
-    prepared = _prepare_each(recipe, model, tokenizer)
-    base_model = model if model is not None else load_base(prepared[0])
-    if not use_cpu(model):
-        nn.Module.cuda(base_model)
+    parts = _prepare_each(recipe, model, tokenizer)
+    base_model = model if model is not None else load_base(parts[0], device=training_device(None))
     with borrowed(base_model), padding(tokenizer, base_model):
-        return _train(prepared, base_model, progress=progress, start=start)
+        return _train(parts, base_model, progress=progress, start=start)
 
 
-def _check(recipe: Recipe, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    if (model is None) != (tokenizer is None):
-        raise RecipeError("give model and tokenizer together, or neither")
+def _check(recipe: Recipe) -> None:
     defaults = Recipe(model="", data="", output="")
     asked = [key for key in ONE_BY_ONE if getattr(recipe, key) != getattr(defaults, key)]
     if asked or recipe.task != "causal":
@@ -103,57 +86,55 @@ def _check(recipe: Recipe, model: PreTrainedModel | None, tokenizer: PreTrainedT
         raise RecipeError("many adapters in one run: one process trains them, several are not supported")
 
 
-def _prepare_each(recipe: Recipe, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase) -> list[Prepared]:
-    """The table cut by adapter, each part prepared as for a run of its own."""
+def _prepare_each(
+    recipe: Recipe, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase
+) -> list[TrainingData]:
+    """The data of each adapter, prepared as for a run of its own."""
     table = read_table(recipe.data, split=recipe.split, limit=recipe.max_examples)
     column = recipe.columns.get("adapter", "adapter")
-    parts: dict[str, list[int]] = {}
-    for i in range(len(table)):
-        name = table.text(i, column)
+    tables = table.partition(column)
+    for name, rows in tables.items():
         if not NAME.fullmatch(name):
-            raise RecipeError(f"{table.where(i)}, column {column!r}: {name[:60]!r} is no adapter's name")
-        parts.setdefault(name, []).append(i)
-    prepared = []
-    for name, indices in parts.items():
+            raise RecipeError(f"{rows[0].where_is(column)}: {name[:60]!r} is no adapter's name")
+    parts = []
+    for name, rows in tables.items():
         own = Recipe(**recipe.model_dump() | {"output": str(Path(recipe.output) / name)})
         check_output(own.output, own)
-        prepared.append(prepare(own, model=model, tokenizer=tokenizer, table=table.take(indices)))
-    return prepared
+        parts.append(prepare_data(own, model=model, tokenizer=tokenizer, table=rows))
+    return parts
 
 
 def _train(
-    prepared: Sequence[Prepared], base_model: PreTrainedModel, *, progress: Progress | None, start: float
+    parts: Sequence[TrainingData], base_model: PreTrainedModel, *, progress: Progress | None, start: float
 ) -> ManyResult:
-    recipe = prepared[0].recipe
+    recipe = parts[0].recipe
     base = Base(models.canonical_name(recipe.model), models.config_fingerprint(base_model.config))
     layers = target_layers(base_model, recipe)
     base_model.requires_grad_(False).train()
     if recipe.gradient_checkpointing:
         base_model.gradient_checkpointing_enable({"use_reentrant": False})
-    active = [enrol(part, layers, base_model.device) for part in prepared]
-    num_steps = max(student.num_steps for student in active)
+    active = [Member.begin(data, layers, base_model.device) for data in parts]
+    num_steps = max(member.num_steps for member in active)
     done: dict[str, TrainResult] = {}
     failed: dict[str, str] = {}
     step, tokens = 0, 0
-    clock = time.perf_counter()
-    with _rotated(layers, recipe) as blocks:
+    first_step = time.perf_counter()
+    with _rotated_rows(layers, recipe) as blocks:
         while active:
             step += 1
-            before = sum(student.tokens for student in active)
-            _gradients(active, base_model, blocks, recipe)
-            tokens += sum(student.tokens for student in active) - before
-            losses = [student.losses[-1] for student in active]
-            rate = max(student.optimizer.param_groups[0]["lr"] for student in active)
-            for student in list(active):
-                problem = student.advance()
-                if problem:
-                    failed[student.name] = problem
-                elif len(student.losses) == student.num_steps:
-                    done[student.name] = student.graduate(base, time.perf_counter() - start)
-                if problem or student.name in done:
-                    active.remove(student)
+            before = sum(member.tokens for member in active)
+            _add_gradients(active, base_model, blocks, recipe)
+            tokens += sum(member.tokens for member in active) - before
+            losses = [member.losses[-1] for member in active]
+            rate = max(member.optimizer.param_groups[0]["lr"] for member in active)
+            for member in active:
+                if problem := member.step():
+                    failed[member.name] = problem
+                elif member.is_done:
+                    done[member.name] = member.finish(base, seconds=time.perf_counter() - start)
+            active = [member for member in active if member.name not in done and member.name not in failed]
             if progress:
-                elapsed = time.perf_counter() - clock
+                elapsed = time.perf_counter() - first_step
                 progress(
                     Report(
                         step=step,
@@ -169,32 +150,21 @@ def _train(
     return ManyResult(done, failed, step, round(time.perf_counter() - start, 3), tokens)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Rows of one adapter that go through the base together: `bearing` of the step's `total` tokens that bear its loss."""
-
-    student: Student
-    rows: list[Mapping[str, Any]]
-    bearing: int
-    total: int
-
-
-Blocks = list[tuple[Student, int]]  # whose rows, and how many; in the order of the batch
+Blocks = list[tuple[Member, int]]  # whose rows, and how many; in the order of the batch
 
 
 @contextmanager
-def _rotated(layers: Mapping[str, nn.Module], recipe: Recipe) -> Iterator[Blocks]:
-    """Each row of a pass is rotated by its own adapter, as the yielded blocks say when the pass is made."""
+def _rotated_rows(layers: Mapping[str, nn.Module], recipe: Recipe) -> Iterator[Blocks]:
+    """Inside, each row of a pass is rotated by its own adapter. Fill the yielded list with the pass's rows before it."""
     blocks: Blocks = []
 
     def hook_of(name: str):
         def rotate(module: nn.Module, args: tuple[Any, ...], h: Tensor) -> Tensor:
+            # Some models join rows and tokens in one dimension: then every row of the batch is several rows of h.
             per_row, rest = divmod(len(h), sum(rows for _, rows in blocks))
             assert not rest, f"{name}: {len(h)} rows come out, {blocks} went in"
-            own = [(rows * per_row, *student.parameters[name]) for student, rows in blocks]  # some models join rows and
-            return rotate_blocks(
-                h, own, variant=recipe.variant, group_size=recipe.group_size
-            )  # tokens in one dimension
+            own = [(rows * per_row, *member.parameters[name]) for member, rows in blocks]
+            return rotate_blocks(h, own, variant=recipe.variant, group_size=recipe.group_size)
 
         return rotate
 
@@ -206,61 +176,24 @@ def _rotated(layers: Mapping[str, nn.Module], recipe: Recipe) -> Iterator[Blocks
             handle.remove()
 
 
-def _gradients(active: Sequence[Student], base_model: PreTrainedModel, blocks: Blocks, recipe: Recipe) -> None:
-    """Forward and backward of every adapter's next rows, in as few passes as `MAX_TOKENS` allows."""
-    pieces: list[Piece] = []
-    for student in active:
-        parts = [(rows, sum(map(_bearing, rows))) for rows in _cut(next(student.batches))]
-        total = sum(bearing for _, bearing in parts)
-        pieces += [Piece(student, rows, bearing, total) for rows, bearing in parts]
-        student.losses.append(0.0)
-    for group in _passes(pieces):
-        blocks[:] = [(piece.student, len(piece.rows)) for piece in group]
-        rows = [row for piece in group for row in piece.rows]
-        pad_token_id = group[0].student.prepared.tokenizer.pad_token_id
-        batch = {key: value.to(base_model.device) for key, value in pad_batch(rows, pad_token_id).items()}  # type: ignore[arg-type]
-        with attention_for(base_model, recipe, width=batch["input_ids"].shape[1]):
+def _add_gradients(active: Sequence[Member], base_model: PreTrainedModel, blocks: Blocks, recipe: Recipe) -> None:
+    """Forward and backward of every adapter's next rows, in as few passes as their width allows."""
+    batches = [batch for member in active for batch in micro_batches(member, next(member.batches))]
+    for member in active:
+        member.losses.append(0.0)
+    for group in passes(batches):
+        blocks[:] = [(batch.member, len(batch.rows)) for batch in group]
+        pad_token_id = group[0].member.data.tokenizer.pad_token_id
+        padded = pad_batch([row for batch in group for row in batch.rows], pad_token_id)  # type: ignore[arg-type]
+        inputs = {key: value.to(base_model.device) for key, value in padded.items()}
+        with attention_for(base_model, recipe, width=inputs["input_ids"].shape[1]):
             with torch.autocast(base_model.device.type, torch.bfloat16, enabled=recipe.bf16):
-                logits, targets = answer_logits(base_model, batch)
+                logits, targets = answer_logits(base_model, inputs)
             losses = cross_entropy(logits, targets, reduction="none")  # [loss-bearing tokens], row after row
-            at, summed = 0, losses.new_zeros(())
-            for piece in group:
-                loss = losses[at : at + piece.bearing].sum() / piece.total
-                summed = summed + loss
-                piece.student.losses[-1] += float(loss.detach())
-                piece.student.tokens += sum(len(row["input_ids"]) for row in piece.rows)
-                at += piece.bearing
-            summed.backward()
-
-
-def _bearing(row: Mapping[str, Any]) -> int:
-    """Tokens that bear loss."""
-    return sum(label != IGNORED for label in row["labels"][1:])
-
-
-def _width(rows: Sequence[Mapping[str, Any]]) -> int:
-    return max(len(row["input_ids"]) for row in rows)
-
-
-def _cut(rows: list[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """An adapter's rows, each part within `MAX_TOKENS` (one row at least)."""
-    part: list[Mapping[str, Any]] = []
-    width = 0
-    for row in rows:
-        width = max(width, own := len(row["input_ids"]))
-        if part and (len(part) + 1) * width > MAX_TOKENS:
-            yield part
-            part, width = [], own
-        part.append(row)
-    yield part
-
-
-def _passes(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """Pieces of like width together, each pass within `MAX_TOKENS` (one piece at least)."""
-    group: list[Piece] = []
-    for piece in sorted(pieces, key=lambda piece: _width(piece.rows)):
-        if group and sum(len(each.rows) for each in [*group, piece]) * _width(piece.rows) > MAX_TOKENS:
-            yield group
-            group = []
-        group.append(piece)
-    yield group
+            total = losses.new_zeros(())
+            for batch, own in zip(group, losses.split([batch.num_targets for batch in group]), strict=True):
+                loss = own.sum() / batch.step_targets
+                total = total + loss
+                batch.member.losses[-1] += float(loss.detach())
+                batch.member.tokens += sum(len(row["input_ids"]) for row in batch.rows)
+            total.backward()

@@ -11,30 +11,40 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ... import models
-from ...errors import RecipeError
-from ..data.prepared import Prepared, check_head, load_base, padding, prepare
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data.batches import pad_batch
+from ..data.labels import Classes
 from ..data.tokens import IGNORED
+from ..data.training_data import TrainingData, prepare_data
+from ..model.base import check_both_or_neither, check_head, load_base, padding, training_device
+from ..model.borrowed import borrowed
+from ..model.loss import answer_loss
+from ..model.targets import target_layers
+from ..progress import clock
 from ..recipe import Recipe
-from .progress import clock
+from ..trainers.schedule import num_steps
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.text import Text
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PERCENTILES = (5, 50, 95, 100)
-Piece = tuple[str, bool]  # text, and whether its tokens bear the loss
+MarkedText = tuple[str, bool]  # text, and whether its tokens bear the loss
 
 
 @dataclass(frozen=True)
 class Preview:
     """A recipe before it runs. `examples` are rows as pieces of text, each with whether its tokens bear the loss.
 
-    lengths        percentile → tokens a row
-    loss_share     share of the tokens that bear the loss
-    trainable      parameters, of `parameters` in the model; on `layers` layers
-    num_steps      of the optimiser; `seconds` that they take, from one timed step (None: not timed)
+    rows, held_out_rows              to train on, and to evaluate on
+    truncated, dropped, unmarked     of the training rows (see `Encoded`)
+    lengths                          percentile → tokens a row
+    loss_share                       share of the tokens that bear the loss
+    trainable                        parameters that are trained, of `parameters` in the model; on `layers` layers
+    num_steps                        of the optimiser
+    seconds                          that they take, judged by one step; None if it was not timed
     """
 
     task: str
@@ -45,8 +55,8 @@ class Preview:
     truncated: int
     dropped: int
     unmarked: int
-    classes: list[str] | int | None
-    examples: tuple[tuple[Piece, ...], ...]
+    classes: Classes
+    examples: tuple[tuple[MarkedText, ...], ...]
     lengths: dict[int, int]
     max_length: int
     loss_share: float
@@ -57,7 +67,7 @@ class Preview:
     seconds: float | None
 
     def __rich__(self) -> Group:
-        """For `rich.print`: the rows, then the figures. Where there are no colours, «…» marks what is learnt."""
+        """For `rich.print`: the rows, then the figures. «…» marks what is learnt, also without colours."""
         from rich.console import Group
         from rich.panel import Panel
         from rich.table import Table
@@ -99,53 +109,57 @@ def preview(
 ) -> Preview:
     """Prepare everything that a run would, show the first rows, and time one step. Nothing is written.
 
+    model, tokenizer    already loaded (both or none); afterwards the model is as it was before
+    rows                shown
+    timed               False saves the step, and leaves `seconds` None
+
     Raises what `run` would raise for the same recipe.
     """
-    from ..model.tuned import borrowed, target_layers, tune
+    check_both_or_neither(model, tokenizer)
+    data = prepare_data(recipe, model=model, tokenizer=tokenizer)
+    base = model if model is not None else load_base(data, device=training_device(None))
+    check_head(data, base)
 
-    if (model is None) != (tokenizer is None):
-        raise RecipeError("give model and tokenizer together, or neither")
-    prepared = prepare(recipe, model=model, tokenizer=tokenizer)
-    base = model if model is not None else load_base(prepared, device=models.best_device())
-    check_head(prepared, base)
+    from ..model.trainable import make_trainable  # PEFT takes seconds to import: after the data is known to be right
+
     parameters = sum(parameter.numel() for parameter in base.parameters())
-    with borrowed(base), padding(prepared.tokenizer, base):
+    with borrowed(base), padding(data.tokenizer, base):
         layers = len(target_layers(base, recipe))
-        tuned = tune(base, recipe)
-        trainable = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
-        num_steps = _num_steps(prepared)
+        peft_model = make_trainable(base, recipe)
+        trainable = sum(parameter.numel() for parameter in peft_model.parameters() if parameter.requires_grad)
+        steps = num_steps(recipe, rows=_num_sequences(data))
         if recipe.gradient_checkpointing:
-            tuned.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        seconds = _step_seconds(prepared, tuned) * num_steps * recipe.gradient_accumulation if timed else None
-    lengths = sorted(prepared.train.lengths)
+            peft_model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        seconds = _batch_seconds(data, peft_model) * steps * recipe.gradient_accumulation if timed else None
+    lengths = sorted(data.train.lengths)
     return Preview(
         task=recipe.task,
-        format=prepared.layout.name,
-        columns=tuple(prepared.columns),
-        rows=len(prepared.train),
-        held_out_rows=len(prepared.held_out) if prepared.held_out else 0,
-        truncated=prepared.train.truncated,
-        dropped=prepared.train.dropped,
-        unmarked=prepared.train.unmarked,
-        classes=prepared.classes,
-        examples=tuple(_pieces(prepared, example) for example in prepared.train.examples[:rows]),
+        format=data.layout.name,
+        columns=tuple(data.columns),
+        rows=len(data.train),
+        held_out_rows=len(data.held_out) if data.held_out else 0,
+        truncated=data.train.truncated,
+        dropped=data.train.dropped,
+        unmarked=data.train.unmarked,
+        classes=data.classes,
+        examples=tuple(_pieces(data, example) for example in data.train.examples[:rows]),
         lengths={at: lengths[min(len(lengths) - 1, len(lengths) * at // 100)] for at in PERCENTILES},
-        max_length=prepared.max_length,
-        loss_share=prepared.train.num_loss_tokens / prepared.train.num_tokens,
+        max_length=data.max_length,
+        loss_share=data.train.num_loss_tokens / data.train.num_tokens,
         layers=layers,
         trainable=trainable,
         parameters=parameters,
-        num_steps=num_steps,
+        num_steps=steps,
         seconds=seconds,
     )
 
 
-def _pieces(prepared: Prepared, example: dict[str, Any]) -> tuple[Piece, ...]:
+def _pieces(data: TrainingData, example: dict[str, Any]) -> tuple[MarkedText, ...]:
     """A tokenised row back as text, cut where the loss begins and ends."""
-    decode = prepared.tokenizer.decode
+    decode = data.tokenizer.decode
     if not isinstance(example["labels"], list):
         label = example["labels"]
-        name = prepared.classes[label] if isinstance(prepared.classes, list) else str(label)
+        name = data.classes[label] if isinstance(data.classes, list) else str(label)
         return (str(decode(example["input_ids"])), False), (f" → {name}", True)
     runs: list[tuple[list[int], bool]] = []
     for token, label in zip(example["input_ids"], example["labels"], strict=True):
@@ -155,7 +169,7 @@ def _pieces(prepared: Prepared, example: dict[str, Any]) -> tuple[Piece, ...]:
     return tuple((str(decode(ids)), bears) for ids, bears in runs)
 
 
-def _marked(example: tuple[Piece, ...]) -> Text:
+def _marked(example: tuple[MarkedText, ...]) -> Text:
     from rich.text import Text
 
     text = Text()
@@ -168,42 +182,34 @@ def _percentile(at: int) -> str:
     return {50: "median", 100: "longest"}.get(at, f"{at} %")
 
 
-def _num_steps(prepared: Prepared) -> int:
-    recipe = prepared.recipe
-    if recipe.max_steps is not None:
-        return recipe.max_steps
-    rows = math.ceil(prepared.train.num_tokens / prepared.max_length) if recipe.packing else len(prepared.train)
-    batches = math.ceil(rows / recipe.batch_size)
-    return math.ceil(math.ceil(batches / recipe.gradient_accumulation) * recipe.epochs)
+def _num_sequences(data: TrainingData) -> int:
+    """Rows as the trainer gets them; packed ones fill their sequences, more or less."""
+    return math.ceil(data.train.num_tokens / data.max_length) if data.recipe.packing else len(data.train)
 
 
-def _step_seconds(prepared: Prepared, tuned: Any) -> float:
+def _batch_seconds(data: TrainingData, model: Any) -> float:
     """Forward and backward of one batch of rows drawn at random, the second time (the first one warms up)."""
-    import torch
-
-    from ..model.loss import answer_loss, pad_batch
-
-    recipe, examples = prepared.recipe, prepared.train.examples
+    recipe, examples = data.recipe, data.train.examples
     drawn = random.Random(recipe.seed).sample(examples, min(recipe.batch_size, len(examples)))
     if recipe.packing:
-        repeats = math.ceil(prepared.max_length / max(1, prepared.train.num_tokens // len(examples)))
-        drawn = [{key: (value * repeats)[: prepared.max_length] for key, value in row.items()} for row in drawn]
+        repeats = math.ceil(data.max_length / max(1, data.train.num_tokens // len(examples)))
+        drawn = [{key: (value * repeats)[: data.max_length] for key, value in row.items()} for row in drawn]
     if recipe.task == "causal":
-        batch = pad_batch(list(drawn), prepared.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        batch = pad_batch(drawn, data.tokenizer.pad_token_id)  # type: ignore[arg-type]
     else:
-        batch = dict(prepared.tokenizer.pad(drawn, return_tensors="pt"))
-    batch = {key: value.to(tuned.device) for key, value in batch.items()}
-    tuned.train()
+        batch = dict(data.tokenizer.pad(drawn, return_tensors="pt"))
+    batch = {key: value.to(model.device) for key, value in batch.items()}
+    model.train()
     seconds = 0.0
     for _ in range(2):
         start = time.perf_counter()
-        with torch.autocast(tuned.device.type, torch.bfloat16, enabled=recipe.bf16):
-            loss = answer_loss(tuned, batch)[0] if recipe.task == "causal" else tuned(**batch).loss
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.bf16):
+            loss = answer_loss(model, batch)[0] if recipe.task == "causal" else model(**batch).loss
         loss.backward()
         float(loss.detach())
         seconds = time.perf_counter() - start
-        tuned.zero_grad()
+        model.zero_grad()
     if recipe.group_by_length:  # batches are narrower than one drawn at random
-        mean = prepared.train.num_tokens / len(examples)
+        mean = data.train.num_tokens / len(examples)
         seconds *= min(1.0, mean * len(drawn) / batch["input_ids"].numel())
     return seconds

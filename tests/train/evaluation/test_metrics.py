@@ -1,11 +1,11 @@
-"""The small formulas against worked values and, where it is installed, scikit-learn and scipy."""
+"""The small formulas against worked values and, if they are installed, scikit-learn and scipy."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from roadkit.train.output import metrics
+from roadkit.train.evaluation import metrics
 
 GOLD = np.array([1, 1, 1, 0, 0, 0, 0, 1])
 NAMED = np.array([1, 1, 0, 0, 0, 1, 0, 1])

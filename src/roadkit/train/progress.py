@@ -1,7 +1,7 @@
 """What a run reports after every step and evaluation, and two ways to show it.
 
 run(recipe, progress=lambda report: print(report.step, report.loss))
-with RichProgress(console) as show: run(recipe, progress=show)      # a bar; PlainProgress prints lines instead
+with console_progress(console, "json") as show: run(recipe, progress=show)      # a bar, or lines without a terminal
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal
+PLAIN_EVERY = 10.0  # seconds between two lines if there is no terminal
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where a run is. `metrics` is filled after an evaluation (`loss`, `accuracy`, …), otherwise empty.
+    """How far a run has come.
 
-    tokens_per_second counts tokens that are no padding, forward and backward; seconds_left counts training alone.
+    step, num_steps      of the optimiser
+    loss                 of the step, in nats a token (for labels: the task's own)
+    tokens_per_second    trained on, padding not counted
+    seconds_left         of training; evaluations are not counted
+    metrics              on the held-out rows (`loss`, `accuracy`, …) after an evaluation, otherwise empty
     """
 
     step: int
@@ -54,8 +58,8 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def display(console: Console, title: str) -> RichProgress | PlainProgress:
-    """A bar where a person looks, lines where a log is written."""
+def console_progress(console: Console, title: str) -> RichProgress | PlainProgress:
+    """A bar on a terminal, lines in a log."""
     return RichProgress(console, title) if console.is_terminal else PlainProgress(console, title)
 
 

@@ -1,7 +1,7 @@
-"""What watches a run: the guard that stops before the weights are ruined, and the reports after every step.
+"""What watches a run: the guard that stops it before the weights are ruined, and the reports after every step.
 
-trainer.add_callback(StepGuard(run, trainer))
-trainer.add_callback(Reporter(run))
+trainer.add_callback(StepGuard(state, trainer))
+trainer.add_callback(Reporter(state))
 """
 
 from __future__ import annotations
@@ -10,45 +10,28 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback
 
 from ...errors import RecipeError
-from .checkpoints import last_complete, mark
-from .progress import Progress, Report
-
-if TYPE_CHECKING:
-    from ...adapter import Base
-    from ..recipe import Recipe
+from ..progress import Report
+from .checkpoints import last_complete, mark_complete
+from .state import RunState
 
 WINDOW = 20  # steps over which speed is averaged
-
-
-@dataclass
-class Run:
-    """What the trainer and its callbacks share about one run. `extra_files` go beside the adapter when it is saved."""
-
-    recipe: Recipe
-    base: Base
-    identity: Mapping[str, Any]
-    progress: Progress | None = None
-    extra_files: dict[str, bytes] = field(default_factory=dict)
-    tokens: int = 0  # seen in training, padding not counted
-    last_loss: float = math.nan
 
 
 class StepGuard(TrainerCallback):
     """Stops before a step that would ruin the weights, and marks checkpoints that are complete.
 
-    Where accelerate scales a loss of 16 bits, gradients that overflow are expected: its scaler leaves such a step out.
+    If accelerate scales the loss of a 16-bit run, gradients that overflow are expected: its scaler leaves such a step out.
     """
 
-    def __init__(self, run: Run, trainer: Trainer):
-        self._run, self._trainer = run, trainer
+    def __init__(self, run_state: RunState, trainer: Trainer):
+        self._run, self._trainer = run_state, trainer
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs: Any) -> None:
         model: nn.Module = kwargs["model"]
@@ -60,8 +43,7 @@ class StepGuard(TrainerCallback):
             return
         good = last_complete(self._run.recipe.run_dir)
         kept = f"the last good checkpoint is {good}" if good else "no checkpoint was written yet (save_steps)"
-        what = "loss" if not math.isfinite(self._run.last_loss) else "gradient"
-        value = self._run.last_loss if what == "loss" else norm
+        what, value = ("gradient", norm) if math.isfinite(self._run.last_loss) else ("loss", self._run.last_loss)
         rates = [f"{group['lr']:.3g}" for group in kwargs["optimizer"].param_groups if group["params"]]
         raise RecipeError(
             f"the {what} became {value} at step {state.global_step + 1}, learning rate "
@@ -72,14 +54,14 @@ class StepGuard(TrainerCallback):
     def on_save(self, args, state, control, **kwargs: Any) -> None:
         self._trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            mark(self._run.recipe.run_dir / f"checkpoint-{state.global_step}", self._run.identity)
+            mark_complete(self._run.recipe.run_dir / f"checkpoint-{state.global_step}", self._run.identity)
 
 
 class Reporter(TrainerCallback):
     """Turns the trainer's logs into `Report`s."""
 
-    def __init__(self, run: Run):
-        self._run = run
+    def __init__(self, run_state: RunState):
+        self._run = run_state
         self._seen: deque[tuple[float, int]] = deque(maxlen=WINDOW + 1)
         self._latest = Report(0, 0, math.nan, 0.0, 0.0, 0.0)
 

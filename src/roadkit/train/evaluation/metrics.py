@@ -1,9 +1,9 @@
-"""Figures of classification and regression, as the GLUE benchmark defines them.
+"""Metrics of classification and regression, as the GLUE benchmark defines them.
 
     classification_metrics(predicted, gold)      # {"accuracy": 0.81, "f1": 0.79, "matthews": 0.62}
     regression_metrics(predicted, gold)          # {"pearson": 0.86, "spearman": 0.85}
 
-Small formulas on numpy vectors; scikit-learn and scipy are no dependencies of roadkit.
+Small formulas on numpy vectors; roadkit depends on neither scikit-learn nor scipy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def accuracy(predicted: np.ndarray, gold: np.ndarray) -> float:
 
 
 def f1(predicted: np.ndarray, gold: np.ndarray) -> float:
-    """Of class 1 where there are two classes (GLUE's), else the mean over the classes that occur. 0 where undefined."""
+    """Of class 1 if there are two classes (GLUE's), else the mean over the classes that occur. 0 if it is undefined."""
     classes = np.union1d(predicted, gold)
     if np.all(classes <= 1):
         classes = np.array([1])
@@ -30,7 +30,7 @@ def f1(predicted: np.ndarray, gold: np.ndarray) -> float:
 
 
 def matthews(predicted: np.ndarray, gold: np.ndarray) -> float:
-    """Matthews correlation, also of more than two classes (Gorodkin's R_K). 0 where either side is constant."""
+    """Matthews correlation, also of more than two classes (Gorodkin's R_K). 0 if either side is constant."""
     size = int(max(predicted.max(), gold.max())) + 1
     table = np.zeros((size, size))
     np.add.at(table, (gold.astype(int), predicted.astype(int)), 1)
@@ -40,7 +40,7 @@ def matthews(predicted: np.ndarray, gold: np.ndarray) -> float:
 
 
 def pearson(predicted: np.ndarray, gold: np.ndarray) -> float:
-    """Linear correlation. 0 where either side is constant."""
+    """Linear correlation. 0 if either side is constant."""
     x, y = predicted - predicted.mean(), gold - gold.mean()
     size = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / size if size else 0.0
@@ -55,6 +55,13 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]
+
+
+def label_metrics(task: str, scores: np.ndarray, gold: np.ndarray) -> dict[str, float]:
+    """Metrics of a model's outputs [rows, classes], or [rows, 1] for the task regression, against labels [rows]."""
+    if task == "regression":
+        return regression_metrics(np.squeeze(scores, -1), gold)
+    return classification_metrics(scores.argmax(-1), gold)
 
 
 def classification_metrics(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:

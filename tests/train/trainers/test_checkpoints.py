@@ -1,4 +1,4 @@
-"""A run that is killed goes on where it was and ends in the same bits; one that is not the same is refused."""
+"""A run that is killed goes on where it stopped and ends in the same bits; one that is not the same is refused."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import roadkit as rk
+from roadkit.analysis.geometry import load_checkpoints
 from roadkit.errors import RecipeError
 from roadkit.train import Recipe, run
-from roadkit.train.runs.checkpoints import MARK, complete_checkpoints, last_complete
-from roadkit.train.runs.session import _checkpoint
+from roadkit.train.trainers.checkpoints import MARK, complete_checkpoints, last_complete, resume_or_start_over
 
 KILLED = """
 import json, os, signal, sys, torch
@@ -144,7 +145,7 @@ def test_changed_recipe_and_data_are_refused(stopped, write_rows):
 
 
 def test_another_number_of_processes_is_refused(stopped, monkeypatch):
-    monkeypatch.setattr("roadkit.train.runs.checkpoints.num_processes", lambda: 4)
+    monkeypatch.setattr("roadkit.train.trainers.checkpoints.num_processes", lambda: 4)
     with pytest.raises(RecipeError, match="1 process shared its batches, now 4 would"):
         run(again(stopped))
 
@@ -153,7 +154,7 @@ def test_one_process_of_several_clears_an_earlier_run(stopped, monkeypatch):
     found = complete_checkpoints(stopped.run_dir)
     for rank, left in (("1", found), ("0", [])):
         monkeypatch.setenv("RANK", rank)
-        assert _checkpoint(stopped, {}) is None
+        assert resume_or_start_over(stopped, {}) is None
         assert complete_checkpoints(stopped.run_dir) == left
 
 
@@ -170,8 +171,46 @@ def test_resume_without_a_checkpoint_starts_at_the_beginning(make_recipe, caplog
 
 
 def test_checkpoint_is_an_adapter(stopped):
-    import roadkit as rk
-
     (_, newest) = complete_checkpoints(stopped.run_dir)
     assert torch.isfinite(rk.Adapter.load(newest).a).all()
     assert json.loads((newest / MARK).read_text())["recipe"]["learning_rate"] == 0.02
+
+
+def test_best_checkpoint_is_the_one_written(make_recipe):
+    recipe = make_recipe(
+        eval_fraction=0.25, eval_steps=2, max_steps=8, best="loss", learning_rate=0.5, warmup=0, keep_checkpoints=True
+    )
+    reports = []
+    result = run(recipe, progress=reports.append)
+    held_out = [report.metrics["loss"] for report in reports if report.metrics]
+    assert result.metrics["eval_loss"] == pytest.approx(min(held_out))
+    best = recipe.run_dir / f"checkpoint-{2 * (held_out.index(min(held_out)) + 1)}"
+    assert rk.Adapter.load(best) == rk.Adapter.load(result.adapter)
+
+
+def test_checkpoints_go_when_the_run_ends(make_recipe):
+    recipe = make_recipe(save_steps=2)
+    run(recipe)
+    assert not recipe.run_dir.exists()
+
+
+def test_every_checkpoint_is_kept_for_a_trajectory(make_recipe):
+    recipe = make_recipe(save_steps=1, max_steps=4, keep_checkpoints=True)
+    run(recipe)
+    assert list(load_checkpoints(recipe.run_dir)) == [1, 2, 3, 4]
+
+
+def test_full_disk_at_a_checkpoint_keeps_the_earlier_one(make_recipe, monkeypatch):
+    real = torch.save
+
+    def full(value, path, *args, **kwargs):
+        if "checkpoint-3" in str(path):
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+        return real(value, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    recipe = make_recipe(save_steps=1)
+    with pytest.raises(RecipeError, match=r"no checkpoint could be written at step 3: .*the last complete one is .*-2"):
+        run(recipe)
+    monkeypatch.undo()
+    assert run(Recipe(**recipe.model_dump() | {"resume": True})).resumed_from == 2

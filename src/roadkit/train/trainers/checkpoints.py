@@ -1,8 +1,8 @@
-"""Checkpoints that can be trusted after a kill: complete ones are marked, and a run goes on only where it left off.
+"""Checkpoints that can be trusted after a kill: complete ones are marked, and only the same run continues from one.
 
-    mark(folder, identity)                       # the last thing written, after everything is on the disk
-    folder = last_complete(run_dir)              # None where there is none
-    check_same(folder, identity)                 # RecipeError: base model, data or recipe changed
+    mark_complete(folder, identity)                      # the last thing written, after everything is on the disk
+    folder = last_complete(run_dir)                      # None if there is none
+    folder = resume_or_start_over(recipe, identity)      # RecipeError: base model, data or recipe changed
 
 A checkpoint folder is an adapter directory too: `roadkit.Adapter.load("adapters/json.run/checkpoint-20")`.
 """
@@ -11,55 +11,54 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
 
 from ...errors import RecipeError
 from ...files import write_json
+from ..recipe import Recipe
+from .processes import is_first_process, num_processes
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ..recipe import Recipe
+log = logging.getLogger("roadkit.train")
 
 MARK = "complete.json"
 SAMPLES = 64  # values of each weight that enter its fingerprint
-# What may change between a run and its continuation without changing its result.
-FREE = ("model", "data", "eval_data", "output", "resume", "save_steps", "keep_checkpoints", "tensorboard", "eval_steps")
+MAY_CHANGE = (  # keys of a recipe that do not change a run's result: its continuation may have others
+    "model", "data", "eval_data", "output", "resume", "save_steps", "keep_checkpoints", "tensorboard", "eval_steps",
+)  # fmt: skip
 
 
-def identity(recipe: Recipe, *, base: str, fingerprint: str, weights: str, data: str) -> dict[str, Any]:
-    """What decides a run's result: the base model's name, structure and weights, the tokenised data, the recipe, and how
-    many processes share its batches."""
-    import torch
+def run_identity(recipe: Recipe, *, base: str, fingerprint: str, weights: str, data: str) -> dict[str, Any]:
+    """What decides a run's result, as JSON values; a checkpoint is continued by a run with the same.
 
-    settings = {key: value for key, value in recipe.model_dump(mode="json").items() if key not in FREE}
+    base, fingerprint    the base model's name, and the fingerprint of its configuration
+    weights, data        `weights_fingerprint` of the base, `data_fingerprint` of the rows
+    """
     return {
         "base": base,
         "fingerprint": fingerprint,
         "weights": weights,
         "data": data,
-        "recipe": settings,
+        "recipe": recipe.model_dump(mode="json", exclude=set(MAY_CHANGE)),
         "threads": torch.get_num_threads(),
         "processes": num_processes(),
     }
 
 
-def num_processes() -> int:
-    """That torchrun or accelerate started together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def mark(folder: Path, values: Mapping[str, Any]) -> None:
-    """Flush a checkpoint's files to the disk, then say that it is complete."""
+def mark_complete(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Flush a checkpoint's files to the disk, then write the file that makes it complete."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
-    write_json(folder / MARK, values)
+    write_json(folder / MARK, identity)
 
 
 def complete_checkpoints(run_dir: Path) -> list[Path]:
@@ -73,8 +72,28 @@ def last_complete(run_dir: Path) -> Path | None:
     return next(reversed(complete_checkpoints(run_dir)), None)
 
 
-def check_same(folder: Path, now: Mapping[str, Any]) -> None:
-    """Raises `RecipeError` that lists what differs between the run that wrote `folder` and this one."""
+def resume_or_start_over(recipe: Recipe, identity: Mapping[str, Any]) -> Path | None:
+    """The checkpoint that a run goes on from; None if it starts at the beginning.
+
+    Without `resume` the checkpoints of an earlier run are deleted. Raises `RecipeError` for a checkpoint that was written
+    by a run of another identity.
+    """
+    found = last_complete(recipe.run_dir)
+    if recipe.resume:
+        if found is None:
+            log.warning("no complete checkpoint in %s: the run starts at the beginning", recipe.run_dir)
+        else:
+            _check_same(found, identity)
+        return found
+    if found is not None:
+        log.warning("starting over: %s of an unfinished run is deleted (resume: true would continue it)", found)
+    if is_first_process():
+        delete_checkpoints(recipe.run_dir)
+    return None
+
+
+def _check_same(folder: Path, now: Mapping[str, Any]) -> None:
+    """Raises `RecipeError` that lists what differs between the run that wrote `folder` and this one, `now`."""
     try:
         then = json.loads((folder / MARK).read_text())
     except (OSError, ValueError) as error:
@@ -98,7 +117,7 @@ def check_same(folder: Path, now: Mapping[str, Any]) -> None:
         )
 
 
-def clear(run_dir: Path) -> None:
+def delete_checkpoints(run_dir: Path) -> None:
     """Delete a run's checkpoints, and its folder if nothing else is in it."""
     for folder in run_dir.glob("checkpoint-*"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -107,9 +126,7 @@ def clear(run_dir: Path) -> None:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """16 hexadecimal digits over a sample of every plain weight: other weights give others, and it takes no time."""
-    import torch
-
+    """16 hexadecimal digits over a sample of every weight that is a plain tensor: quick, and others for other weights."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if type(parameter.data) is torch.Tensor and parameter.device.type != "meta":

@@ -9,8 +9,7 @@ import torch
 
 from roadkit import models
 from roadkit.errors import AdapterError, ModelError, RecipeError
-from roadkit.train import Recipe, run
-from roadkit.train.output.compare import compare
+from roadkit.train import Recipe, compare, run
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora": {"r": 2}}, {"variant": "road_4"}], ids=["road", "pair", "road_4"])
@@ -43,7 +42,7 @@ def test_a_base_that_cannot_be_merged_into_is_still_compared(make_recipe, monkey
     def refuse(model, adapter, **options):
         raise ModelError("this base is quantised")
 
-    monkeypatch.setattr("roadkit.train.output.compare.merge", refuse)
+    monkeypatch.setattr("roadkit.train.evaluation.compare.merge", refuse)
     assert compare(recipe).rows.keys() == {"base", "tuned"}
     assert "no row 'merged': this base is quantised" in caplog.text
 

@@ -1,0 +1,1 @@
+"""TRL's and transformers' trainers with roadkit's files, guards, reports and checkpoints."""
