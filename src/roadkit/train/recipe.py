@@ -56,7 +56,7 @@ class Recipe(Checked):
     head_learning_rate    of the modules trained whole, whose weights want less than rotations do; default: the same
     warmup                share of the steps (below 1) or number of steps
     batch_size            rows a step and device; gradient_accumulation multiplies it
-    epochs, max_steps     the length of the run; max_steps wins where it is given
+    epochs, max_steps     the length of the run; max_steps wins if both are given
     eval_data …           held-out rows: a file of its own, or a fraction of `data`; evaluated every eval_steps steps
                           and at the end; `best` then keeps the checkpoint that is best by this metric
     save_steps, resume    checkpoint every so many steps in `<output>.run`; resume continues from the last one
@@ -232,7 +232,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key written twice, where PyYAML keeps the last in silence."""
+    """YAML that refuses a key written twice; PyYAML would keep the last in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from roadkit import models
-from roadkit.train import run
+from roadkit.train import run, run_many
 from roadkit.train.model import attention
 from roadkit.train.model.attention import FUSED, PLAIN, SHORT, attention_for
 from roadkit.train.recipe import Recipe
@@ -82,11 +82,9 @@ def test_training_chooses_by_the_width_of_each_batch(make_recipe, write_rows, ll
     base.model.layers[0].register_forward_hook(lambda *args: used.add(base.config._attn_implementation))
     options = {"max_steps": 3, "bf16": True}
     if many:
-        from roadkit.train.runs import many as module
-
         rows = [{"prompt": f"what is {i}?", "completion": str(i), "adapter": f"a{i % 2}"} for i in range(12)]
-        monkeypatch.setattr(module, "attention_for", watched)
-        module.run_many(make_recipe(**options, data=write_rows(rows)), model=base, tokenizer=tokenizer)
+        monkeypatch.setattr("roadkit.train.runs.joint_training.attention_for", watched)
+        run_many(make_recipe(**options, data=write_rows(rows)), model=base, tokenizer=tokenizer)
     else:
         monkeypatch.setattr("roadkit.train.trainers.trainer.attention_for", watched)
         run(make_recipe(**options), model=base, tokenizer=tokenizer)

@@ -11,7 +11,7 @@ import roadkit as rk
 from roadkit import models
 from roadkit.errors import RecipeError
 from roadkit.train import Recipe, run, run_many
-from roadkit.train.runs import many, passes
+from roadkit.train.runs import joint_training, passes
 
 ROWS = [
     {"adapter": name, "prompt": f"{'well ' * (i % 4)}say {i}", "completion": f"{name} {i}" * (1 + i % 2)}
@@ -71,7 +71,7 @@ def test_an_adapters_rows_are_cut_if_they_are_more_than_a_pass_holds(many_recipe
             yield group
 
     monkeypatch.setattr(passes, "MAX_TOKENS", 120)
-    monkeypatch.setattr(many, "passes", watched)
+    monkeypatch.setattr(joint_training, "passes", watched)
     cut = run_many(Recipe(**recipe.model_dump() | {"output": str(tmp_path / "cut")})).adapters
     counts = [(sum(len(batch.rows) for batch in group), max(batch.width for batch in group)) for group in groups]
     assert all(rows == 1 or rows * width <= 120 for rows, width in counts)
@@ -103,7 +103,7 @@ def test_loaded_model_is_left_as_it_was(many_recipe, llama_folder):
 def test_one_that_fails_leaves_the_others_alone(many_recipe, monkeypatch):
     recipe = many_recipe(max_steps=3)
     expected = {name: rk.Adapter.load(trained.adapter) for name, trained in run_many(recipe).adapters.items()}
-    real, calls = many.cross_entropy, []
+    real, calls = joint_training.cross_entropy, []
 
     def poisoned(logits, targets, reduction):
         losses = real(logits, targets, reduction=reduction)
@@ -111,7 +111,7 @@ def test_one_that_fails_leaves_the_others_alone(many_recipe, monkeypatch):
         last = torch.arange(len(losses)) == len(losses) - 1  # a token of the widest adapter's last row
         return losses * torch.where(last, torch.nan, 1.0) if len(calls) == 2 else losses
 
-    monkeypatch.setattr(many, "cross_entropy", poisoned)
+    monkeypatch.setattr(joint_training, "cross_entropy", poisoned)
     result = run_many(recipe)
     (name,) = result.failed
     assert result.failed[name].startswith("the loss became nan at step 2, learning rate")

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from roadkit.errors import RecipeError
 from roadkit.train import preview, run
-from roadkit.train.runs import preview as dryrun
+from roadkit.train.runs import cost
 
 
 def test_preview_shows_what_is_learnt(make_recipe):
@@ -61,9 +61,7 @@ def test_preview_refuses_what_a_run_would(make_recipe):
 
 def test_the_timed_step_saves_memory_as_the_run_does(make_recipe, monkeypatch):
     saves = []
-    monkeypatch.setattr(
-        dryrun, "_batch_seconds", lambda data, model: saves.append(model.is_gradient_checkpointing) or 1
-    )
+    monkeypatch.setattr(cost, "_batch_seconds", lambda data, model: saves.append(model.is_gradient_checkpointing) or 1)
     for wanted in (True, False):
         preview(make_recipe(gradient_checkpointing=wanted))
     assert saves == [True, False]

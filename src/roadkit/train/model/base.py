@@ -11,12 +11,14 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from typing import TYPE_CHECKING
 
 from ... import models
 from ...errors import RecipeError
 from ..data.training_data import TrainingData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NEW_HEADS = ("classifier", "score", "pre_classifier", "classification_head", "logits_proj", "sequence_summary")
 
@@ -34,6 +36,8 @@ def training_device(model: PreTrainedModel | None) -> str:
 
 def load_base(data: TrainingData, *, device: str = "cpu") -> PreTrainedModel:
     """The base model with the head that the task needs; a new head depends on the seed alone."""
+    from transformers import set_seed
+
     recipe = data.recipe
     dtype = "bfloat16" if recipe.bf16 else "float32"
     set_seed(recipe.seed)

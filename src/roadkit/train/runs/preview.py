@@ -5,30 +5,20 @@ rich.print(preview(load_recipe("recipes/completion.yaml")))
 
 from __future__ import annotations
 
-import math
-import random
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from ..data.batches import pad_batch
 from ..data.labels import Classes
 from ..data.tokens import IGNORED
 from ..data.training_data import TrainingData, prepare_data
-from ..model.base import check_both_or_neither, check_head, load_base, padding, training_device
-from ..model.borrowed import borrowed
-from ..model.loss import answer_loss
-from ..model.targets import target_layers
+from ..model.base import check_both_or_neither
 from ..progress import clock
 from ..recipe import Recipe
-from ..trainers.schedule import num_steps
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.text import Text
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PERCENTILES = (5, 50, 95, 100)
 MarkedText = tuple[str, bool]  # text, and whether its tokens bear the loss
@@ -117,20 +107,10 @@ def preview(
     """
     check_both_or_neither(model, tokenizer)
     data = prepare_data(recipe, model=model, tokenizer=tokenizer)
-    base = model if model is not None else load_base(data, device=training_device(None))
-    check_head(data, base)
 
-    from ..model.trainable import make_trainable  # PEFT takes seconds to import: after the data is known to be right
+    from .cost import measure  # torch and PEFT take seconds: only once the data is read
 
-    parameters = sum(parameter.numel() for parameter in base.parameters())
-    with borrowed(base), padding(data.tokenizer, base):
-        layers = len(target_layers(base, recipe))
-        peft_model = make_trainable(base, recipe)
-        trainable = sum(parameter.numel() for parameter in peft_model.parameters() if parameter.requires_grad)
-        steps = num_steps(recipe, rows=_num_sequences(data))
-        if recipe.gradient_checkpointing:
-            peft_model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        seconds = _batch_seconds(data, peft_model) * steps * recipe.gradient_accumulation if timed else None
+    cost = measure(data, model, timed=timed)
     lengths = sorted(data.train.lengths)
     return Preview(
         task=recipe.task,
@@ -146,11 +126,11 @@ def preview(
         lengths={at: lengths[min(len(lengths) - 1, len(lengths) * at // 100)] for at in PERCENTILES},
         max_length=data.max_length,
         loss_share=data.train.num_loss_tokens / data.train.num_tokens,
-        layers=layers,
-        trainable=trainable,
-        parameters=parameters,
-        num_steps=steps,
-        seconds=seconds,
+        layers=cost.layers,
+        trainable=cost.trainable,
+        parameters=cost.parameters,
+        num_steps=cost.num_steps,
+        seconds=cost.seconds,
     )
 
 
@@ -180,36 +160,3 @@ def _marked(example: tuple[MarkedText, ...]) -> Text:
 
 def _percentile(at: int) -> str:
     return {50: "median", 100: "longest"}.get(at, f"{at} %")
-
-
-def _num_sequences(data: TrainingData) -> int:
-    """Rows as the trainer gets them; packed ones fill their sequences, more or less."""
-    return math.ceil(data.train.num_tokens / data.max_length) if data.recipe.packing else len(data.train)
-
-
-def _batch_seconds(data: TrainingData, model: Any) -> float:
-    """Forward and backward of one batch of rows drawn at random, the second time (the first one warms up)."""
-    recipe, examples = data.recipe, data.train.examples
-    drawn = random.Random(recipe.seed).sample(examples, min(recipe.batch_size, len(examples)))
-    if recipe.packing:
-        repeats = math.ceil(data.max_length / max(1, data.train.num_tokens // len(examples)))
-        drawn = [{key: (value * repeats)[: data.max_length] for key, value in row.items()} for row in drawn]
-    if recipe.task == "causal":
-        batch = pad_batch(drawn, data.tokenizer.pad_token_id)  # type: ignore[arg-type]
-    else:
-        batch = dict(data.tokenizer.pad(drawn, return_tensors="pt"))
-    batch = {key: value.to(model.device) for key, value in batch.items()}
-    model.train()
-    seconds = 0.0
-    for _ in range(2):
-        start = time.perf_counter()
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.bf16):
-            loss = answer_loss(model, batch)[0] if recipe.task == "causal" else model(**batch).loss
-        loss.backward()
-        float(loss.detach())
-        seconds = time.perf_counter() - start
-        model.zero_grad()
-    if recipe.group_by_length:  # batches are narrower than one drawn at random
-        mean = data.train.num_tokens / len(examples)
-        seconds *= min(1.0, mean * len(drawn) / batch["input_ids"].numel())
-    return seconds
