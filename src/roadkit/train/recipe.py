@@ -41,24 +41,32 @@ class LoraOptions(BaseModel):
 class Recipe(Checked):
     """One training run. Frozen; unknown keys are refused with the nearest name. Raises `RecipeError`.
 
-    model, data, output   base model (`smollm2`, `minilm`, hub id, folder); a .jsonl[.gz], .json, .csv, .tsv or .parquet
-                          file, or a hub data set (`owner/name` or `owner/name:config`); where the adapter goes
-    task                  causal (next token), classification or regression (a number a sequence)
-    format, columns       how rows are read; `auto` looks at the columns. `columns` names yours: {prompt: question}
-    system, chat_template a system message before every dialogue; false ignores the tokenizer's chat template
+    model                 the base model: `smollm2`, `minilm`, a hub id or a folder
+    data                  a .jsonl[.gz], .json, .csv, .tsv or .parquet file, or a hub data set (`owner/name[:config]`)
+    output                the directory that the adapter is written to
+    task                  causal (next token), classification, or regression (one score a row)
+    format                how rows are read; `auto` looks at the columns
+    columns               your names of a format's columns: {prompt: question}
+    system                a message put before every dialogue that does not begin with one
+    chat_template         false ignores the tokenizer's
     completion_only       the loss counts answers only, not prompts
-    max_length, truncate  tokens a row at most (default: the model's context); false refuses longer rows
+    max_length            tokens a row at most; default: what the model can read
+    truncate              longer rows are cut; false refuses them
     packing               several rows in one sequence, separated by positions so that they never see each other
     group_by_length       batches of rows of like length, for less padding
-    variant … lora        the adapter; target_modules are layers, or modules with layers inside, by name or by its
-                          ending (q_proj, layers.3, language_model); learning rates of RoAd are about ten times
-                          LoRA's (paper: 1e-3 … 7e-3, linear, 10 % warm-up, no weight decay)
+    variant, group_size   of the adapter (see `roadkit.rotation`)
+    target_modules        the layers to rotate, or modules with layers inside, by name or by its ending (q_proj, layers.3,
+                          language_model)
+    modules_to_save       trained and saved whole; default: the new head of a classifier or regressor
+    lora                  a LoRA around the rotations
+    learning_rate         RoAd's are about ten times LoRA's (paper: 1e-3 … 7e-3, linear, 10 % warm-up, no weight decay)
     head_learning_rate    of the modules trained whole, whose weights want less than rotations do; default: the same
     warmup                share of the steps (below 1) or number of steps
     batch_size            rows a step and device; gradient_accumulation multiplies it
-    epochs, max_steps     the length of the run; max_steps wins if both are given
-    eval_data …           held-out rows: a file of its own, or a fraction of `data`; evaluated every eval_steps steps
-                          and at the end; `best` then keeps the checkpoint that is best by this metric
+    epochs, max_steps     the length of the run: max_steps if it is given, else epochs
+    eval_data             held-out rows, a file of their own; or eval_fraction, a share of `data`
+    eval_steps            evaluate every so many steps, and at the end; otherwise only at the end
+    best                  keep the checkpoint that is best by this metric, not the last one
     save_steps, resume    checkpoint every so many steps in `<output>.run`; resume continues from the last one
     keep_checkpoints      keep every checkpoint, for `roadkit plot trajectory`; else the last two, until the run ends
     bf16                  16-bit base weights and autocast; the adapter stays float32
@@ -137,7 +145,7 @@ class Recipe(Checked):
         return self.eval_data is not None or self.eval_fraction > 0
 
     def _contradictions(self) -> list[str]:
-        """What single fields cannot show."""
+        """Problems that no single field shows."""
         saves = self.save_steps or self.eval_steps
         causal = self.task == "causal"
         checks = {

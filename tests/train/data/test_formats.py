@@ -113,3 +113,11 @@ def test_rows_that_mean_nothing_are_explained(row, changes, message):
 def test_messages_need_a_template():
     with pytest.raises(RecipeError, match="messages need a chat template"):
         read({"messages": TURN}, chat=False)
+
+
+def test_held_out_rows_are_pairs_if_training_rows_are():
+    made = recipe(task="classification")
+    layout = detect(table({"sentence1": "a", "sentence2": "b", "label": 1}), made, chat=False)
+    alone = table({"sentence1": "a", "label": 1})
+    with pytest.raises(RecipeError, match="row 1: no column 'sentence2'; did you mean 'sentence1'"):
+        layout.read(alone[0])

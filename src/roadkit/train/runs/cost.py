@@ -27,7 +27,7 @@ from ..trainers.schedule import num_steps
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run.
+    """What one run trains, and how long it takes.
 
     trainable      parameters that are trained, of `parameters` in the model; on `layers` layers
     num_steps      of the optimiser
