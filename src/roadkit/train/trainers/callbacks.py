@@ -1,7 +1,7 @@
 """What watches a run: the guard that stops it before the weights are ruined, and the reports after every step.
 
-trainer.add_callback(StepGuard(state, trainer))
-trainer.add_callback(Reporter(state))
+trainer.add_callback(StepGuard(run_state, trainer))
+trainer.add_callback(Reporter(run_state))
 """
 
 from __future__ import annotations

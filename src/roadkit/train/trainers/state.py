@@ -1,7 +1,7 @@
 """What a trainer and its callbacks share while one run lasts.
 
-state = RunState(recipe, base, run_identity(recipe, …), progress)
-state.tokens, state.last_loss                # counted by the trainer, read by the callbacks
+run_state = RunState(recipe, base, run_identity(recipe, …), progress)
+run_state.tokens, run_state.last_loss                # counted by the trainer, read by the callbacks
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class CausalTrainer(_RoadkitTrainer, SFTTrainer):
     """TRL's SFT trainer, with a cheaper loss on the CPU."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """On the CPU, roadkit's: TRL's scores the loss-bearing tokens alone on GPUs, but all tokens there, 1.6 × the step."""
+        """TRL's on GPUs, which scores only the loss-bearing tokens there; on the CPU it scores all (1.6 × the step)."""
         if return_outputs or inputs["input_ids"].device.type != "cpu":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         head = self.accelerator.unwrap_model(self.model).get_output_embeddings()
