@@ -56,42 +56,6 @@ class Client:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RequestError(f"{self.url}: {error}") from error
 
-    def together(self, streams: Sequence[Generator[str]]) -> Iterator[str]:
-        """Run several streams at once; yields whatever comes from any. The first failure is raised at the end.
-
-        Whoever stops reading ends the streams, each at its next piece.
-        """
-        pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        failures: list[RequestError] = []
-        stopped = threading.Event()
-
-        def run(stream: Generator[str]) -> None:
-            try:
-                for piece in stream:
-                    if stopped.is_set():
-                        stream.close()
-                        break
-                    pieces.put(piece)
-            except RequestError as error:
-                failures.append(error)
-            finally:
-                pieces.put(None)
-
-        for stream in streams:
-            threading.Thread(target=run, args=(stream,), daemon=True).start()
-        left = len(streams)
-        try:
-            while left:
-                piece = pieces.get()
-                if piece is None:
-                    left -= 1
-                else:
-                    yield piece
-        finally:
-            stopped.set()
-        if failures:
-            raise failures[0]
-
     @staticmethod
     def _check(answer: httpx.Response) -> None:
         if answer.status_code < 400:
@@ -101,6 +65,43 @@ class Client:
         except (ValueError, KeyError, TypeError):
             message = answer.text[:200]
         raise RequestError(f"{answer.status_code}: {message}")
+
+
+def interleaved(streams: Sequence[Generator[str]]) -> Iterator[str]:
+    """Run several streams at once, and yield whatever comes from any. The first failure is raised at the end.
+
+    A reader that stops ends the streams, each at its next piece.
+    """
+    pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    failures: list[RequestError] = []
+    stopped = threading.Event()
+
+    def run(stream: Generator[str]) -> None:
+        try:
+            for piece in stream:
+                if stopped.is_set():
+                    stream.close()
+                    break
+                pieces.put(piece)
+        except RequestError as error:
+            failures.append(error)
+        finally:
+            pieces.put(None)
+
+    for stream in streams:
+        threading.Thread(target=run, args=(stream,), daemon=True).start()
+    left = len(streams)
+    try:
+        while left:
+            piece = pieces.get()
+            if piece is None:
+                left -= 1
+            else:
+                yield piece
+    finally:
+        stopped.set()
+    if failures:
+        raise failures[0]
 
 
 @dataclass

@@ -82,8 +82,8 @@ def local(tiny_llama, tiny_tokenizer):
     from roadkit.engine.engine import Engine
     from roadkit.server.access.keys import Key, Keyring
     from roadkit.server.app import build
-    from roadkit.server.backends.embedded import EmbeddedEngine
-    from roadkit.server.settings import Settings
+    from roadkit.server.backends.embedded import EmbeddedBackend
+    from roadkit.server.settings import ServerSettings
 
     @asynccontextmanager
     async def run(
@@ -97,8 +97,10 @@ def local(tiny_llama, tiny_tokenizer):
     ) -> AsyncIterator:
         model = tiny_llama(vocab_size=384, max_position_embeddings=1024)
         engine = Engine(model, talking(tiny_tokenizer), max_batch=max_batch)
-        backend = EmbeddedEngine(engine, max_queue=max_queue, max_queue_per_tenant=max_queue // 2)
-        app = build(Settings(model="tiny", **settings), keyring or Keyring(tuple(keys)), backend, adapters=adapters)
+        backend = EmbeddedBackend(engine, max_queue=max_queue, max_queue_per_tenant=max_queue // 2)
+        app = build(
+            ServerSettings(model="tiny", **settings), keyring or Keyring(tuple(keys)), backend, adapters=adapters
+        )
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             headers = {"X-Roadkit-Request": "1"}

@@ -6,7 +6,7 @@ import time
 from typer.testing import CliRunner
 
 from roadkit.cli import app
-from roadkit.client import Client, Talk
+from roadkit.client import Client, Talk, interleaved
 
 
 def test_two_expressions_answer_side_by_side(server):
@@ -48,10 +48,10 @@ def test_an_answer_that_was_stopped_ends_and_does_not_mix_with_the_next():
 
     client = Slow("http://127.0.0.1:1")
     talk = Talk(client, "m")
-    reading = client.together([talk.say("first")])
+    reading = interleaved([talk.say("first")])
     assert next(reading) == "first0 "
     reading.close()  # Ctrl-C
-    assert "".join(client.together([talk.say("second")])) == talk.answer == "second0 second1 second2 "
+    assert "".join(interleaved([talk.say("second")])) == talk.answer == "second0 second1 second2 "
     released.set()
     deadline = time.monotonic() + 10
     while ("first", "closed") not in sent and time.monotonic() < deadline:

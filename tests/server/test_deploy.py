@@ -1,4 +1,4 @@
-"""deploy/, checked by each format's own linter or schema, and against the command line it calls."""
+"""The folder deploy/ of the server as a whole, checked by each format's own linter or schema, and against the command line it calls."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""EleutherAI's lm-evaluation-harness asks the server through its completions client, an expression as the model."""
+"""EleutherAI's lm-evaluation-harness asks the whole server through its completions client, an expression as the model."""
 
 import pytest
 

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from roadkit import expression
-from roadkit.server.api.responses import Vocabulary
+from roadkit.server.api.vocabulary import Vocabulary
 from tests.vllm.tiny import expected_tokens, free_port, serving
 
 PROMPT = [10, 20, 30, 40, 50, 60]

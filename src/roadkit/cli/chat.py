@@ -39,7 +39,7 @@ def _converse(
     from rich.panel import Panel
     from rich.text import Text
 
-    from ..client import Talk
+    from ..client import Talk, interleaved
     from ..errors import RoadkitError
 
     console = Console()
@@ -72,7 +72,7 @@ def _converse(
 
         try:
             with Live(shown(), console=console, refresh_per_second=12, vertical_overflow="visible") as live:
-                for _ in client.together([talk.say(line) for talk in talks]):
+                for _ in interleaved([talk.say(line) for talk in talks]):
                     live.update(shown())
                 live.update(shown())
         except KeyboardInterrupt:

@@ -78,14 +78,14 @@ def _serve(model: str, adapters: Path, port: int) -> None:
     from ..engine.options import EngineOptions
     from ..server import launch
     from ..server.access.keys import Keyring
-    from ..server.backends.opening import open_backend
-    from ..server.settings import Settings
+    from ..server.backends.choice import open_backend
+    from ..server.settings import ServerSettings
 
     def ready(address: str) -> None:
         print(f"the Studio is on {address}/studio (Ctrl+C ends it)", flush=True)
         threading.Thread(target=webbrowser.open, args=(f"{address}/studio",), daemon=True).start()  # lynx would wait
 
-    settings = Settings(model=model, registry=adapters / "registry", drain_seconds=2)
+    settings = ServerSettings(model=model, registry=adapters / "registry", drain_seconds=2)
     launch.serve(
         settings,
         Keyring(),

@@ -94,8 +94,8 @@ def serve(
     from ..engine.options import EngineOptions, VllmOptions
     from ..server import launch
     from ..server.access.keys import Keyring
-    from ..server.backends.opening import open_backend
-    from ..server.settings import Limits, Settings
+    from ..server.backends.choice import open_backend
+    from ..server.settings import Limits, ServerSettings
 
     if keys is not None and not keys.exists():
         raise RoadkitError(f"{keys}: no such file; make a key with `roadkit keys add NAME --keys {keys}`")
@@ -104,7 +104,7 @@ def serve(
     if engine not in ("embedded", "vllm"):
         raise RoadkitError(f"--engine {engine!r}: there are embedded and vllm")
     _log_json()
-    settings = Settings(
+    settings = ServerSettings(
         model=name or model,
         limits=Limits(max_tokens=max_tokens),
         registry=registry,

@@ -26,8 +26,8 @@ from .access.guard import is_loopback
 from .access.keys import Keyring
 from .app import build
 from .backends.base import Backend
-from .service import Service
-from .settings import Settings
+from .settings import ServerSettings
+from .traffic import Traffic
 
 log = logging.getLogger("roadkit.server")
 
@@ -64,7 +64,7 @@ def check_exposure(host: str, keyring: Keyring, *, insecure: bool, tls: bool) ->
 
 
 def serve(
-    settings: Settings,
+    settings: ServerSettings,
     keyring: Keyring,
     backend: Backend,
     *,
@@ -101,15 +101,15 @@ def serve(
     ready(f"{'https' if tls else 'http'}://{shown}:{sock.getsockname()[1]}")
     gc.collect()
     gc.freeze()  # the model's objects need no more looking at
-    Server(config, app.state.service).run(sockets=[sock])
+    DrainingServer(config, app.state.service.traffic, settings.drain_seconds).run(sockets=[sock])
 
 
-class Server(uvicorn.Server):
-    """uvicorn, with our own order of shutting down."""
+class DrainingServer(uvicorn.Server):
+    """uvicorn, with our own order of shutting down: drain, cut, stop listening."""
 
-    def __init__(self, config: uvicorn.Config, service: Service):
+    def __init__(self, config: uvicorn.Config, traffic: Traffic, drain_seconds: float):
         super().__init__(config)
-        self._service = service
+        self._traffic, self._drain_seconds = traffic, drain_seconds
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -123,18 +123,18 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._service.draining:
+        if self._traffic.draining:
             self.should_exit = self.force_exit = True
-            self._service.cut()
+            self._traffic.cut()
             return
-        log.info("draining", extra={"in_flight": self._service.in_flight})
-        self._service.drain()
+        log.info("draining", extra={"in_flight": self._traffic.in_flight})
+        self._traffic.drain()
         self._leaving = asyncio.get_running_loop().create_task(self._leave())
 
     async def _leave(self) -> None:
         """Answer with 503 until what ran has ended or its time is over; uvicorn stops listening as soon as it is told."""
-        over = time.monotonic() + self._service.settings.drain_seconds
-        while self._service.in_flight and time.monotonic() < over:
+        over = time.monotonic() + self._drain_seconds
+        while self._traffic.in_flight and time.monotonic() < over:
             await asyncio.sleep(0.05)
-        self._service.cut()
+        self._traffic.cut()
         self.should_exit = True

@@ -1,4 +1,4 @@
-"""`Metrics`: what Prometheus reads at `/metrics`. Labels are bounded: what comes after `MAX_LABELS` is '(other)'.
+"""`Metrics`: what Prometheus reads at `/metrics`. Labels are bounded: whatever comes after `MAX_LABELS` is '(other)'.
 
 metrics = Metrics()
 metrics.finished(tenant="acme", adapter="formal", job=job, completion=completion)
@@ -9,7 +9,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ..engine.request import Completion
-from .backends.base import Job, Stats
+from .backends.base import GenerationJob, Stats
 
 MAX_LABELS = 100  # tenants, and pairs of a tenant and an adapter
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -56,7 +56,7 @@ class Metrics:
         self._tenants: set[str] = set()
         self._pairs: set[tuple[str, str]] = set()
 
-    def finished(self, *, tenant: str, adapter: str, job: Job, completion: Completion) -> None:
+    def finished(self, *, tenant: str, adapter: str, job: GenerationJob, completion: Completion) -> None:
         """Count one answer."""
         labels = self.bounded(tenant, adapter)
         generated = len(completion.token_ids)

@@ -1,8 +1,8 @@
 """What an operator may set, with the one default of each.
 
-    settings = Settings(model="smollm2", limits=Limits(max_n=4))
+    settings = ServerSettings(model="smollm2", limits=Limits(max_n=4))
 
-`Limits` bound one request, `Quota` one key, `Settings` the server.
+`Limits` bound one request, `Quota` one key, `ServerSettings` the server.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Limits(Frozen):
     max_stop_length: int = 256
     max_schema: int = 64 << 10  # bytes of a JSON schema
     max_messages: int = 1024
-    max_tokens: int = 4096  # generated at most, also where a chat request names no number
+    max_tokens: int = 4096  # generated at most, also if a chat request names no number
     max_inputs: int = 256  # texts of one embeddings or classify request
 
 
@@ -45,11 +45,18 @@ class Quota(Frozen):
     live_expressions: int | None = Field(default=None, gt=0)  # different compositions running at once
 
 
-class Settings(Frozen):
-    """The server. `registry` is where uploads live; None takes none.
+class ServerSettings(Frozen):
+    """What one server is told.
 
+    model             what clients call the base model
+    registry          folder that keeps uploads; None takes none
     allowed_sources   prefixes (`s3://bucket/adapters/`) that an admin may load adapters from
-    allowed_hosts     values of the Host header beside the loopback names, where there are no keys
+    allowed_hosts     values of the Host header that are answered beside the loopback names, if there are no keys
+    max_resident      compositions kept in memory beyond those in use
+    stream_buffer     chunks that a client may be behind before it is cut off
+    request_seconds   after so long a request is cancelled
+    drain_seconds     how long running requests may go on after SIGTERM
+    watch_seconds     how often the folders of adapters and the keys' file are looked at
     """
 
     model: str
@@ -57,8 +64,8 @@ class Settings(Frozen):
     registry: Path | None = None
     allowed_sources: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
-    max_resident: int = Field(default=64, gt=0)  # compositions kept in memory beyond those in use
-    stream_buffer: int = Field(default=1024, gt=0)  # chunks that a client may be behind
+    max_resident: int = Field(default=64, gt=0)
+    stream_buffer: int = Field(default=1024, gt=0)
     request_seconds: float = Field(default=600.0, gt=0)
     drain_seconds: float = Field(default=30.0, ge=0)
     watch_seconds: float = Field(default=2.0, gt=0)

@@ -1,259 +1,26 @@
-"""Uploads, replacements, deletions, kills at any file operation, watched folders and running requests, in any order."""
+"""Uploads on disk: nothing half written, nothing foreign deleted, nothing changed served."""
 
-import shutil
-import sys
-import tempfile
+import asyncio
+import errno
 from pathlib import Path
 
-import hypothesis.strategies as st
 import pytest
-import torch
-from hypothesis import HealthCheck, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from roadkit import store
-from roadkit.adapter import Adapter
-from roadkit.errors import AdapterError, ExpressionError
-from roadkit.server.access.keys import LOCAL, Keyring
-from roadkit.server.adapters.catalog import check_name
-from roadkit.server.adapters.folders import Folders
-from roadkit.server.adapters.residents import Factor
-from roadkit.server.service import Service
-from roadkit.server.settings import Settings
-
-LIMIT = 2
-NAMES = st.sampled_from(["a", "b", "org/c"])
-
-
-def files(number: int) -> tuple[bytes, bytes]:
-    """The two files of the adapter that a number stands for."""
-    parameters = {"layer": (torch.full((4,), number / 10), torch.ones(4))}
-    return store.serialize(Adapter.from_parameters(parameters, variant="road_1", group_size=2))
-
-
-CONTENTS = [files(number) for number in range(1, 5)]
-HASHES = [store.parse(*content).content_hash for content in CONTENTS]
-NUMBERS = st.integers(0, len(CONTENTS) - 1)
-
-
-class Killed(BaseException):
-    """The process is gone: from here on it touches no file."""
-
-
-class Death:
-    """Raises `Killed` at a file operation, and at every one after it, clean-up included, as after SIGKILL."""
-
-    EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree")
-
-    def __init__(self):
-        self.left: int | None = None
-        self.folder = ""
-        sys.addaudithook(self._see)  # for good: hooks cannot be taken away
-
-    def _see(self, event, arguments):
-        if self.left is None or event not in self.EVENTS or self.folder not in str(arguments[0]):
-            return
-        self.left -= 1
-        if self.left < 0:
-            raise Killed
-
-
-DEATH = Death()
-
-
-class Memory:
-    """A backend that remembers what it was told."""
-
-    def __init__(self):
-        self.loaded = {}
-
-    def start(self):
-        pass
-
-    def close(self):
-        pass
-
-    def check(self, adapter):
-        pass
-
-    def load(self, name, adapter):
-        assert name not in self.loaded
-        self.loaded[name] = adapter
-
-    def unload(self, name):
-        del self.loaded[name]
-
-
-class Lifecycle(RuleBasedStateMachine):
-    @initialize()
-    def begin(self):
-        self.root = Path(tempfile.mkdtemp(prefix="registry-state-"))
-        DEATH.folder = str(self.root)
-        (self.root / "watched").mkdir()
-        self.expected: dict[str, tuple[int, bool]] = {}  # name → content, pinned
-        self.watched: int | None = None
-        self.service = None
-        self.boot()
-
-    def boot(self):
-        if self.service is not None:
-            self.service.registry.close()
-        self.held = []  # (lease, content)
-        self.service = Service(
-            Settings(model="base", registry=self.root / "kept", max_resident=LIMIT), Keyring(), Memory()
-        )
-        self.folders = Folders(self.service, [str(self.root / "watched")])
-        self.folders.start()
-        self.service.start()
-        self.service.restore()
-
-    def current(self, name):
-        entry = self.service.catalog.own(LOCAL, name)
-        if entry is None:
-            return None
-        adapter = store.parse(*store.read(entry.source))
-        return HASHES.index(adapter.content_hash), entry.pinned
-
-    @rule(name=NAMES, number=NUMBERS, pinned=st.booleans())
-    def upload(self, name, number, pinned):
-        self.service.keep(LOCAL, name, *CONTENTS[number], pinned=pinned)
-        self.expected[name] = number, pinned
-
-    @rule(name=NAMES, number=NUMBERS, pinned=st.booleans(), at=st.integers(0, 25))
-    def upload_and_kill(self, name, number, pinned, at):
-        before = self.expected.get(name)
-        DEATH.left = at
-        try:
-            self.service.keep(LOCAL, name, *CONTENTS[number], pinned=pinned)
-            before = number, pinned  # acknowledged: only the new one will do
-        except Killed:
-            pass
-        finally:
-            DEATH.left = None
-        self.boot()
-        after = self.current(name)
-        assert after in (before, (number, pinned))
-        self.remember(name, after)
-
-    @rule(name=NAMES, at=st.integers(0, 8))
-    def delete_and_kill(self, name, at):
-        entry = self.service.catalog.own(LOCAL, name)
-        if entry is None:
-            return
-        DEATH.left = at
-        gone = False
-        try:
-            self.service.forget(entry)
-            gone = True
-        except Killed:
-            pass
-        finally:
-            DEATH.left = None
-        self.boot()
-        after = self.current(name)
-        assert after in ((None,) if gone else (None, self.expected[name]))
-        self.remember(name, after)
-
-    def remember(self, name, after):
-        self.expected.pop(name, None)
-        if after is not None:
-            self.expected[name] = after
-
-    @rule(name=NAMES)
-    def delete(self, name):
-        entry = self.service.catalog.own(LOCAL, name)
-        assert (entry is None) == (name not in self.expected)
-        if entry is not None:
-            self.service.forget(entry)
-            del self.expected[name]
-
-    @rule(name=NAMES, strength=st.sampled_from([1.0, 0.5]))
-    def acquire(self, name, strength):
-        entry = self.service.catalog.find(LOCAL, name)
-        if entry is None:
-            assert name not in self.expected
-            return
-        lease = self.service.residents.acquire([Factor(entry, strength=strength)])
-        content = HASHES[self.expected[name][0]] if strength == 1 else None
-        assert content in (None, lease.adapter.content_hash)
-        self.held.append((lease, lease.adapter.content_hash))
-
-    @rule(data=st.data())
-    def release(self, data):
-        if self.held:
-            lease, _ = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
-            self.service.residents.release(lease)
-
-    @rule(number=NUMBERS)
-    def write_watched(self, number):
-        store.save(store.parse(*CONTENTS[number]), self.root / "watched" / "seen")
-        self.watched = number
-        self.folders.poll()
-        self.folders.poll()  # the second one that sees the same files takes them
-
-    @rule()
-    def break_watched(self):
-        """Half a copy: the version before stays with those who use it, and is what others get while it is in memory."""
-        if self.watched is not None:
-            weights = self.root / "watched" / "seen" / store.WEIGHTS
-            weights.write_bytes(weights.read_bytes()[:50])
-            self.folders.poll()
-            self.folders.poll()
-            shutil.rmtree(self.root / "watched" / "seen")
-            self.folders.poll()
-            self.folders.poll()
-            self.watched = None
-
-    @rule()
-    def acquire_watched(self):
-        entry = self.service.catalog.find(LOCAL, "seen")
-        assert (entry is None) == (self.watched is None)
-        if entry is not None:
-            lease = self.service.residents.acquire([Factor(entry)])
-            assert lease.adapter.content_hash == HASHES[self.watched]
-            self.held.append((lease, lease.adapter.content_hash))
-
-    @rule()
-    def restart(self):
-        self.boot()
-
-    @invariant()
-    def running_requests_keep_what_they_started_with(self):
-        for lease, content in getattr(self, "held", ()):
-            assert self.service.backend.loaded[lease.name].content_hash == content
-
-    @invariant()
-    def memory_is_bounded(self):
-        if hasattr(self, "service"):
-            pinned = sum(pinned for _, pinned in self.expected.values())
-            assert len(self.service.backend.loaded) <= LIMIT + pinned + len(self.held)
-
-    @invariant()
-    def the_catalog_is_what_was_acknowledged(self):
-        if hasattr(self, "service"):
-            names = {entry.name for entry in self.service.catalog.all() if entry.tenant == LOCAL}
-            assert names == set(self.expected)
-            assert {name: self.current(name) for name in names} == self.expected
-
-    def teardown(self):
-        DEATH.left = None
-        if getattr(self, "service", None) is not None:
-            self.service.close()
-            shutil.rmtree(self.root)
-
-
-Lifecycle.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)
-test_any_order_of_events = Lifecycle.TestCase
+from roadkit.errors import AdapterError, RoadkitError
+from roadkit.server.access.keys import LOCAL
+from roadkit.server.adapters.catalog import Factor
+from tests.server.adapters.memory import CONTENTS, new_service
+from tests.server.process import parts
+from tests.server.tenants import BODY
 
 
 def test_what_cannot_be_read_is_left_alone(tmp_path):
     """A damaged pointer hides an adapter; it does not delete it."""
-    service = Service(Settings(model="base", registry=tmp_path), Keyring(), Memory())
-    entry = service.keep(LOCAL, "a", *CONTENTS[0])
+    service = new_service(registry=tmp_path)
+    entry = service.inventory.keep(LOCAL, "a", *CONTENTS[0])
     (tmp_path / "_local" / "_a" / "current.json").write_text("{")
-    assert service.registry.entries() == [] and Path(entry.source).is_dir()
+    assert service.inventory.uploads.entries() == [] and Path(entry.source).is_dir()
     service.close()
 
 
@@ -265,8 +32,8 @@ def test_what_is_not_the_registrys_stays(tmp_path):
         (tmp_path / name).write_text("kept")
     unfinished = tmp_path / "_local" / "_a" / "versions" / ".tmp"
     unfinished.mkdir(parents=True)
-    service = Service(Settings(model="base", registry=tmp_path), Keyring(), Memory())
-    assert service.registry.entries() == []
+    service = new_service(registry=tmp_path)
+    assert service.inventory.uploads.entries() == []
     assert all((tmp_path / name).read_text() == "kept" for name in foreign)
     assert not (tmp_path / "_local" / "_a").exists()
     service.close()
@@ -274,38 +41,38 @@ def test_what_is_not_the_registrys_stays(tmp_path):
 
 def test_changed_bytes_are_not_served(tmp_path):
     """What was hashed is what is activated, also when it is read again."""
-    service = Service(Settings(model="base", registry=tmp_path), Keyring(), Memory())
-    entry = service.keep(LOCAL, "a", *CONTENTS[0])
+    service = new_service(registry=tmp_path)
+    entry = service.inventory.keep(LOCAL, "a", *CONTENTS[0])
     (Path(entry.source) / store.WEIGHTS).write_bytes(CONTENTS[1][1])
     with pytest.raises(AdapterError, match="damaged"):
         service.residents.acquire([Factor(entry)])
     service.close()
 
 
-def test_a_pinned_adapter_that_is_damaged_does_not_stop_the_server(tmp_path):
-    service = Service(Settings(model="base", registry=tmp_path), Keyring(), Memory())
-    entry = service.keep(LOCAL, "a", *CONTENTS[0], pinned=True)
-    (Path(entry.source) / store.WEIGHTS).write_bytes(b"")
-    service.close()
-    service = Service(Settings(model="base", registry=tmp_path), Keyring(), Memory())
-    service.start()
-    service.restore()
-    assert service.catalog.own(LOCAL, "a") == entry
-    service.close()
+def test_a_full_disk_leaves_the_old_version(local, made, tmp_path, monkeypatch):
+    async def run():
+        async with local(registry=tmp_path) as (_, http):
+            assert (await http.post("/v1/adapters", data={"name": "x"}, files=parts(made(1)))).status_code == 201
+            before = (await http.post("/v1/completions", json={**BODY, "model": "x"})).json()["choices"][0]["text"]
+
+            def full(*args):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            monkeypatch.setattr("os.fsync", full)
+            refused = await http.post("/v1/adapters", data={"name": "x"}, files=parts(made(2)))
+            monkeypatch.undo()
+            assert refused.status_code == 507 and str(tmp_path) not in refused.text
+            after = (await http.post("/v1/completions", json={**BODY, "model": "x"})).json()["choices"][0]["text"]
+            assert after == before and not [path for path in tmp_path.rglob("*") if ".tmp" in path.name]
+
+    asyncio.run(run())
 
 
-def test_a_folder_that_is_gone_is_no_adapter_any_more(tmp_path):
-    store.save(store.parse(*CONTENTS[0]), tmp_path / "a")
-    service = Service(Settings(model="base"), Keyring(), Memory())
-    Folders(service, [str(tmp_path)]).start()
-    entry = service.catalog.find(LOCAL, "a")
-    shutil.rmtree(tmp_path / "a")
-    with pytest.raises(ExpressionError, match="no adapter 'a' any more"):
-        service.residents.acquire([Factor(entry)])
-    service.close()
+def test_two_servers_do_not_share_a_registry(local, tmp_path):
+    async def run():
+        async with local(registry=tmp_path):
+            with pytest.raises(RoadkitError, match="another server"):
+                async with local(registry=tmp_path):
+                    pass
 
-
-@pytest.mark.parametrize("name", ["a" + ":" * 120, "a/" * 60 + "a"])
-def test_names_fit_a_file_system(name):
-    with pytest.raises(AdapterError, match="too many"):
-        check_name(name, longest=128)
+    asyncio.run(run())

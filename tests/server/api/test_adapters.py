@@ -9,8 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.server.process import eventually
-
 
 def test_upload_serve_replace_delete(server, made):
     created = server.upload("fresh", made(3))
@@ -130,26 +128,6 @@ def test_a_wrong_model_structure_is_refused(server, made, tmp_path):
 def test_sources_are_refused_by_default(server, source):
     response = server.http.post("/v1/adapters", json={"name": "x", "source": source})
     assert response.status_code == 400 and "not among the sources" in response.json()["error"]["message"]
-
-
-def test_watched_folders_come_change_break_and_go(start, made, tmp_path):
-    root = tmp_path / "watched"
-    shutil.copytree(made(1), root / "one")
-    server = start("--adapters", str(root), "--watch-seconds", "0.1")
-    first = server.answer("one")
-    shutil.copytree(made(2), root / "two")
-    assert eventually(lambda: server.answer("two") != 404)
-    second = server.answer("two")
-    weights = root / "one" / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])  # half a copy
-    time.sleep(0.6)
-    assert server.answer("one") == first
-    shutil.copy(made(2) / weights.name, weights)
-    assert eventually(lambda: server.answer("one") == second)
-    shutil.rmtree(root / "one")
-    assert eventually(lambda: server.answer("one") == 404)
-    assert server.answer("two") == second
-    assert server.stop() == 0
 
 
 def test_kill_during_uploads_leaves_whole_versions(start, made, tmp_path):

@@ -8,16 +8,11 @@ import httpx
 import numpy
 import pytest
 import torch
-from transformers import RobertaConfig, RobertaModel
 
-from roadkit import models
-from roadkit.engine.options import EngineOptions
-from roadkit.errors import QueueFull, RequestError
 from roadkit.server.access.keys import Keyring
 from roadkit.server.app import build
-from roadkit.server.backends.encoder import EncoderEngine, EncoderJob
-from roadkit.server.backends.opening import open_backend
-from roadkit.server.settings import Settings
+from roadkit.server.backends.encoder import EncoderBackend
+from roadkit.server.settings import ServerSettings
 
 TEXTS = ["the quick brown fox", "over", "thousands of adapters in one batch"]
 
@@ -36,8 +31,8 @@ def serve(tiny_bert, tiny_tokenizer, random_adapter, tmp_path):
             head = {"classifier": {"weight": torch.randn(5, 64), "bias": torch.randn(5)}}
             dataclasses.replace(adapter, heads=head).save(tmp_path / "headed")
             folders.append(f"headed={tmp_path / 'headed'}")
-        backend = EncoderEngine(model, tiny_tokenizer, max_batch=4, own_head=own_head)
-        app = build(Settings(model="tiny"), Keyring(), backend, adapters=folders)
+        backend = EncoderBackend(model, tiny_tokenizer, max_batch=4, own_head=own_head)
+        app = build(ServerSettings(model="tiny"), Keyring(), backend, adapters=folders)
 
         async def main():
             async with app.router.lifespan_context(app):
@@ -48,15 +43,6 @@ def serve(tiny_bert, tiny_tokenizer, random_adapter, tmp_path):
         asyncio.run(main())
 
     return make
-
-
-def test_an_encoder_goes_where_there_is_a_gpu(tmp_path, tiny_bert, tiny_tokenizer, monkeypatch):
-    tiny_bert(vocab_size=384).save_pretrained(tmp_path)
-    tiny_tokenizer.save_pretrained(tmp_path)
-    monkeypatch.setattr(models, "best_device", lambda asked=None: asked or "meta")  # stands for a GPU
-    for options, device in (({}, "meta"), ({"device": "cpu"}, "cpu")):
-        backend = open_backend(str(tmp_path), EngineOptions(), **options)
-        assert backend.model.device.type == backend.bank.device.type == device
 
 
 def test_embeddings_are_the_models_own(serve, tiny_tokenizer, close):
@@ -91,53 +77,6 @@ def test_embeddings_are_the_models_own(serve, tiny_tokenizer, close):
         assert (await http.post("/v1/completions", json={"model": "tiny", "prompt": "x"})).status_code == 404
 
     serve(run)
-
-
-def test_positions_that_are_kept_for_padding_hold_no_text(tiny_tokenizer):
-    config = RobertaConfig(
-        vocab_size=384, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=20, pad_token_id=1,
-    )  # fmt: skip
-    engine = EncoderEngine(RobertaModel(config), tiny_tokenizer)
-    assert engine.max_context == 18  # the first position is 2
-    (vector,) = engine._forward([EncoderJob([5] * 18, None, "embed", "local", lambda result: None)])
-    assert len(vector) == 32
-    with pytest.raises(RequestError, match="19 tokens, 1 to 18 fit"):
-        engine.encode([5] * 19)
-
-
-def test_a_tenant_takes_half_of_the_queue_at_most_and_a_whole_request_fits_in(tmp_path, tiny_bert, tiny_tokenizer):
-    tiny_bert(vocab_size=384).save_pretrained(tmp_path)
-    tiny_tokenizer.save_pretrained(tmp_path)
-    for max_queue, texts in ((1, 256), (256, 1024)):
-        engine = open_backend(str(tmp_path), EngineOptions(), max_queue=max_queue, device="cpu")
-        jobs = [EncoderJob([5], None, "embed", "acme", lambda result: None) for _ in range(texts)]
-        for job in jobs:
-            engine.submit(job)
-        with pytest.raises(QueueFull, match=f"{texts} of your requests"):
-            engine.submit(EncoderJob([5], None, "embed", "acme", lambda result: None))
-        engine.submit(EncoderJob([5], None, "embed", "zeta", lambda result: None))
-
-
-def test_an_encoder_on_a_lost_gpu_answers_and_stops(tiny_bert, tiny_tokenizer, monkeypatch):
-    engine = EncoderEngine(tiny_bert(vocab_size=384), tiny_tokenizer)
-    monkeypatch.setattr(engine, "_forward", lambda batch: 1 / 0)
-
-    async def run():
-        engine.start()
-        for lost in (False, True):
-            monkeypatch.setattr(models, "device_lost", lambda device, lost=lost: lost)
-            answered = asyncio.get_running_loop().create_future()
-            engine.submit(EncoderJob([5], None, "embed", "local", answered.set_result))
-            assert isinstance(await asyncio.wait_for(answered, 30), ZeroDivisionError)
-        for _ in range(100):
-            if not engine.alive:
-                break
-            await asyncio.sleep(0.05)
-        assert not engine.alive
-        engine.close()
-
-    asyncio.run(run())
 
 
 def test_each_request_has_its_own_head(serve):

@@ -75,9 +75,9 @@ def test_requests_intervene_as_in_the_engine(folders, local, made, tiny_llama, t
 def test_an_expression_is_checked_once(folders, local, made, monkeypatch):
     composed, compose = [], Residents._compose
 
-    def spy(self, factors, singles, terms):
+    def spy(self, factors, singles):
         composed.append([factor.name for factor in factors])
-        return compose(self, factors, singles, terms)
+        return compose(self, factors, singles)
 
     monkeypatch.setattr(Residents, "_compose", spy)
 

@@ -16,7 +16,7 @@ from roadkit.describe import anatomy, pairs
 from roadkit.errors import AdapterError, AlgebraError
 from roadkit.server.access.keys import new_key
 from roadkit.server.api.requests import CompletionRequest
-from roadkit.server.studio.together import Together
+from roadkit.server.studio.comparison import Comparison
 
 STATIC = files("roadkit.server.studio").joinpath("static")
 LAYER = "model.layers.1.self_attn.q_proj"
@@ -146,15 +146,15 @@ async def test_a_client_that_goes_away_frees_every_row(local):
     async with local(max_batch=4) as (service, http):
         key = service.keyring.caller(None)
         bodies = [CompletionRequest(**asked("tiny", max_tokens=900)) for _ in range(4)]
-        together = await Together.begin(service, key, bodies)
-        async for _ in together.events():
+        comparison = await Comparison.begin(service, service.backend, key, bodies)
+        async for _ in comparison.events():
             break
-        together.close()
+        comparison.close()
         for _ in range(200):
-            if not service.backend.stats().running and not service.jobs:
+            if not service.backend.stats().running and not service.traffic.running:
                 break
             await asyncio.sleep(0.05)
-        assert not service.backend.stats().running and not service.jobs
+        assert not service.backend.stats().running and not service.traffic.running
 
 
 @in_loop

@@ -1,6 +1,6 @@
 """`Guard`: what every request passes before a route sees it, and what every answer passes on its way out.
 
-    app.add_middleware(Guard, service=service)
+    app.add_middleware(Guard, keyring=keyring, traffic=traffic, settings=settings, requests=counter, is_page=is_page)
 
 Request id, size limit, Host and Origin, API key, counting of what is in flight. Plain ASGI: streams stay streams.
 """
@@ -12,17 +12,17 @@ import logging
 import re
 import time
 import uuid
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+from prometheus_client import Counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import ApiError, not_found
-from ..studio.pages import is_page
-
-if TYPE_CHECKING:
-    from ..service import Service
+from ..settings import ServerSettings
+from ..traffic import Traffic
+from .keys import Keyring
 
 log = logging.getLogger("roadkit.access")
 
@@ -33,16 +33,34 @@ _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 class Guard:
-    """ASGI middleware. Refuses with OpenAI's error shape; `scope["state"]` gets `caller` and `request_id`."""
+    """ASGI middleware. Refuses with OpenAI's error shape; `scope["state"]` gets `caller` and `request_id`.
 
-    def __init__(self, app: ASGIApp, *, service: Service):
-        self.app, self.service = app, service
+    requests   counts answers, by route and status
+    is_page    whether a path holds a page's file, the same for everybody, which needs no key
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keyring: Keyring,
+        traffic: Traffic,
+        settings: ServerSettings,
+        requests: Counter,
+        is_page: Callable[[str], bool],
+    ):
+        self._app, self._keyring, self._traffic, self._settings = app, keyring, traffic, settings
+        self._requests, self._is_page = requests, is_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
+                await self._app(scope, receive, send)
             return
+        with self._traffic.request():
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, start = Headers(scope=scope), time.monotonic()
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -58,16 +76,14 @@ class Guard:
                 out["x-content-type-options"] = "nosniff"
             await send(message)
 
-        self.service.in_flight += 1
         try:
             body = self._admit(scope, headers, receive, state)
-            await self.app(scope, body, answer)
+            await self._app(scope, body, answer)
         except ApiError as error:
             await error.response(scope, receive, answer)
         finally:
-            self.service.in_flight -= 1
             route = getattr(scope.get("route"), "path", "(none)")
-            self.service.metrics.requests.labels(route, status).inc()
+            self._requests.labels(route, status).inc()
             caller = state.get("caller")
             log.info(
                 "request",
@@ -82,22 +98,22 @@ class Guard:
             )
 
     def _admit(self, scope: Scope, headers: Headers, receive: Receive, state: dict) -> Receive:
-        """Everything that can refuse a request; returns `receive` with the size limit built in."""
+        """Raise `ApiError` for a request that no route may see; returns `receive` with the size limit built in."""
         path, change = scope["path"], scope["method"] not in ("GET", "HEAD", "OPTIONS")
-        keyring = self.service.keyring
-        if keyring.open:
-            self._check_site(headers, page=is_page(path))
+        page = self._is_page(path)
+        if self._keyring.open:
+            self._check_site(headers, page=page)
             if change and path.startswith("/v1/adapters") and CHANGE_HEADER not in headers:
                 raise ApiError(403, f"changes need the header {CHANGE_HEADER} (any value) on a server without keys")
-        if path not in OPEN and not is_page(path):
-            state["caller"] = keyring.caller(headers.get("authorization"))
+        if path not in OPEN and not page:
+            state["caller"] = self._keyring.caller(headers.get("authorization"))
             if path == "/metrics" and not state["caller"].admin:
                 raise not_found(path)
-        if self.service.draining and path not in (*OPEN, "/metrics"):
+        if self._traffic.draining and path not in (*OPEN, "/metrics"):
             raise ApiError(503, "the server is shutting down", code="shutting_down", retry_after=5)
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         upload = path == "/v1/adapters" and kind == "multipart/form-data"
-        limit = self.service.settings.limits.max_upload if upload else self.service.settings.limits.max_body
+        limit = self._settings.limits.max_upload if upload else self._settings.limits.max_body
         length = headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > limit:
             raise ApiError(413, f"the body has {length[:20]} bytes, at most {limit} are accepted")
@@ -112,7 +128,7 @@ class Guard:
 
         A link to the Studio may be followed from anywhere: its files are the same for everybody and change nothing.
         """
-        allowed = self.service.settings.allowed_hosts
+        allowed = self._settings.allowed_hosts
         host = _host(headers.get("host", ""))
         if not (is_loopback(host) or host in allowed or "*" in allowed):
             raise ApiError(403, "this server answers local requests only; its Host header names another")
@@ -136,16 +152,15 @@ def _limited(receive: Receive, limit: int) -> Receive:
         if message["type"] == "http.request":
             seen += len(message.get("body", b""))
             if seen > limit:
-                raise HTTPException(
-                    413, f"the body has more than {limit} bytes"
-                )  # the one kind that FastAPI lets through
+                # the one kind of error that FastAPI lets through while it reads a body
+                raise HTTPException(413, f"the body has more than {limit} bytes")
         return message
 
     return limited
 
 
 def _host(value: str) -> str:
-    """The name in a Host header, without the port; '' where it is malformed."""
+    """The name in a Host header, without the port; '' if it is malformed."""
     match = _HOST.fullmatch(value)
     return match[1].strip("[]").lower() if match else ""
 

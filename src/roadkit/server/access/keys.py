@@ -46,7 +46,7 @@ def new_key(name: str, *, tenant: str, admin: bool = False, quota: Quota | None 
 
 
 class Keyring:
-    """The keys of a server. `path` is their file, which `refresh` reads again when it has changed."""
+    """The keys of a server. `path` is their file, which `refresh` reads again if it has changed."""
 
     def __init__(self, keys: tuple[Key, ...] = (), path: Path | None = None):
         names = [key.name for key in keys]
@@ -62,8 +62,9 @@ class Keyring:
         return not self.keys and self.path is None
 
     def refresh(self) -> None:
-        """Take over what the file says now. One that is gone or cannot be read changes nothing; one without keys lets nobody
-        in."""
+        """Take over what the file says now. A file that is gone or cannot be read changes nothing; one without keys lets
+        nobody in.
+        """
         if not (stamp := _stamp(self.path)) or stamp == self._stamp:
             return
         self._stamp = stamp
@@ -79,14 +80,17 @@ class Keyring:
     @classmethod
     def load(cls, path: Path | None) -> Keyring:
         """Read a file, or `$ROADKIT_KEYS`, or nothing."""
-        text = path.read_text() if path and path.exists() else "" if path else os.environ.get(VARIABLE, "")
+        if path is None:
+            text = os.environ.get(VARIABLE, "")
+        else:
+            text = path.read_text() if path.exists() else ""
         if not text.strip():
             return cls(path=path)
         try:
             return cls(tuple(TypeAdapter(list[Key]).validate_python(json.loads(text)["keys"])), path)
         except (ValueError, KeyError, TypeError, ValidationError) as error:
-            where = str(path) if path else f"${VARIABLE}"
-            raise RoadkitError(f"{where} holds no keys: {type(error).__name__} (its content is not shown)") from None
+            holder = str(path) if path else f"${VARIABLE}"
+            raise RoadkitError(f"{holder} holds no keys: {type(error).__name__} (its content is not shown)") from None
 
     @classmethod
     def read(cls, path: Path) -> Keyring:

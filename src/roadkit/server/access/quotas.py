@@ -1,7 +1,7 @@
-"""`Meter`: what a key has used, against its `Quota`.
+"""`Meters`: what each key has used, against its `Quota`.
 
-    meter = Meter(key.quota)
-    meter.enter("formal*0.7", count=1)         # ApiError 429 with Retry-After where that is too much
+    meter = meters.of(key)
+    meter.enter("formal*0.7", count=1)         # ApiError 429 with Retry-After if that is too much
     meter.leave("formal*0.7", count=1, tokens=120)
 
 Rates are token buckets that hold one minute's worth, on a clock that never goes back.
@@ -14,6 +14,7 @@ from collections import Counter
 
 from ..errors import ApiError, overloaded
 from ..settings import Quota
+from .keys import Key
 
 
 class Bucket:
@@ -42,7 +43,7 @@ class Meter:
         self._live: Counter[str] = Counter()
 
     def enter(self, expression: str, *, count: int = 1) -> None:
-        """Count a request for `count` answers in, or raise `ApiError` 429; 400 where it would be too much at any time."""
+        """Count a request for `count` answers in, or raise `ApiError` 429; 400 if it would be too much at any time."""
         quota = self.quota
         if quota.concurrency is not None and count > quota.concurrency:
             raise ApiError(400, f"one request asks for {count} answers, your key may have {quota.concurrency} at once")
@@ -65,3 +66,16 @@ class Meter:
             del self._live[expression]
         if self._tokens is not None:
             self._tokens.take(tokens)
+
+
+class Meters:
+    """The meters of all keys. Used on the event loop only."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, Quota], Meter] = {}
+
+    def of(self, key: Key) -> Meter:
+        """What a key has used so far of its quota; another quota begins anew."""
+        if (known := (key.name, key.quota)) not in self._known:
+            self._known[known] = Meter(key.quota)
+        return self._known[known]

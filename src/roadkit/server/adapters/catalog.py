@@ -1,7 +1,7 @@
-"""`Catalog`: which adapters there are, whose they are, and which version of each is current.
+"""`Catalog`: which adapters there are, whose they are, which version of each is current, and what an expression means.
 
-    entry = catalog.find("acme", "formal")            # acme's own, else a public one, else None
-    parse("formal*0.7", catalog.view("acme"))         # a tenant's view: names of others do not exist in it
+    entry = catalog.find("acme", "formal")                       # acme's own, else a public one, else None
+    factors = catalog.parse("acme", "formal*0.7 + german")       # the names of other tenants do not exist for acme
 
 An `Entry` is immutable: a new version is a new entry under the old name, and whoever holds the old one keeps it.
 """
@@ -14,10 +14,11 @@ import re
 import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 
-from ...errors import AdapterError
+from ... import expression
+from ...errors import AdapterError, ExpressionError, UnknownAdapter
 from ...expression import _NAME
 
 SUGGESTED = 100  # names that a misspelt one is compared with
@@ -27,7 +28,7 @@ MAX_FILE_NAME = 200  # bytes; file systems take 255
 
 @dataclass(frozen=True)
 class Entry:
-    """One version of one adapter. `version` is the SHA-256 of its two files; '' for a folder that nobody read yet."""
+    """One version of one adapter. `version` is the SHA-256 of its two files; '' if nobody has read its folder yet."""
 
     name: str
     tenant: str
@@ -39,6 +40,19 @@ class Entry:
     created: int = 0
 
 
+class Factor(NamedTuple):
+    """One term of an expression: a version of an adapter, or a subspace (`part`) of one that intervenes."""
+
+    entry: Entry
+    part: str = ""
+    strength: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """As the client wrote it."""
+        return f"{self.entry.name}:{self.part}" if self.part else self.entry.name
+
+
 def version_of(config: bytes, weights: bytes) -> str:
     """SHA-256 over both files, each preceded by its length."""
     digest = hashlib.sha256()
@@ -48,35 +62,39 @@ def version_of(config: bytes, weights: bytes) -> str:
     return digest.hexdigest()
 
 
-def check_name(name: str, *, longest: int, reserved: Collection[str] = ()) -> str:
-    """Raise `AdapterError` for what cannot name an adapter here."""
-    if len(name) > longest:
-        raise AdapterError(f"the name has {len(name)} characters, at most {longest} are allowed")
-    if _NAME.fullmatch(name) is None:
-        raise AdapterError(f"{name!r} is no adapter name: letters, digits and _.:/@- after a letter, digit or _")
-    if any(part in ("", ".", "..") for part in name.split("/")) or name.endswith("/compose"):
-        raise AdapterError(
-            f"{name!r} is no adapter name: a part between '/' is empty, '.' or '..', or it ends with '/compose'"
-        )
-    if len(encoded(name)) > MAX_FILE_NAME:
-        raise AdapterError("the name holds too many of '/', ':' and '@' to be a folder's name; use fewer")
-    if name in reserved:
-        raise AdapterError(f"{name!r} is the base model's name")
-    return name
-
-
 def encoded(name: str) -> str:
     """A tenant's or an adapter's name as a folder's: no name leads anywhere else or is hidden."""
     return quote(f"_{name}", safe="")
 
 
 class Catalog:
-    """Entries by tenant and name. Safe for several threads."""
+    """Entries by tenant and name. Safe for several threads.
 
-    def __init__(self) -> None:
+    base                 the base model's name, which no adapter can have
+    longest_name         characters of an adapter's name at most
+    longest_expression   and of an expression
+    """
+
+    def __init__(self, *, base: str, longest_name: int, longest_expression: int) -> None:
+        self.base, self._longest_name, self._longest_expression = base, longest_name, longest_expression
         self._own: dict[str, dict[str, Entry]] = {}
         self._public: dict[str, Entry] = {}
         self._lock = threading.Lock()
+
+    def check_name(self, name: str) -> None:
+        """Raise `AdapterError` for what cannot name an adapter here."""
+        if len(name) > self._longest_name:
+            raise AdapterError(f"the name has {len(name)} characters, at most {self._longest_name} are allowed")
+        if _NAME.fullmatch(name) is None:
+            raise AdapterError(f"{name!r} is no adapter name: letters, digits and _.:/@- after a letter, digit or _")
+        if any(part in ("", ".", "..") for part in name.split("/")) or name.endswith("/compose"):
+            raise AdapterError(
+                f"{name!r} is no adapter name: a part between '/' is empty, '.' or '..', or it ends with '/compose'"
+            )
+        if len(encoded(name)) > MAX_FILE_NAME:
+            raise AdapterError("the name holds too many of '/', ':' and '@' to be a folder's name; use fewer")
+        if name == self.base:
+            raise AdapterError(f"{name!r} is the base model's name")
 
     def put(self, entry: Entry) -> None:
         """Add an entry, or a new version under an old name."""
@@ -85,7 +103,7 @@ class Catalog:
             self._set_public(entry.name)
 
     def swap(self, old: Entry, new: Entry) -> None:
-        """Put a new version in the place of exactly the old one; nothing where that has moved on."""
+        """Put a new version in the place of exactly the old one; nothing if that has moved on."""
         with self._lock:
             if self._own.get(old.tenant, {}).get(old.name) == old:
                 self._own[old.tenant][old.name] = new
@@ -136,12 +154,26 @@ class Catalog:
         with self._lock:
             return [entry for own in self._own.values() for entry in own.values()]
 
-    def view(self, tenant: str) -> View:
-        """The names a tenant can use, for parsing expressions."""
-        return View(self, tenant)
+    def parse(self, tenant: str, text: str) -> list[Factor]:
+        """An expression over what a tenant can see; [] is the base. Equal names in it mean equal entries.
+
+        Raises `ExpressionError`.
+        """
+        if text == self.base:
+            return []
+        if len(text) > self._longest_expression:
+            raise ExpressionError(f"model has {len(text)} characters, at most {self._longest_expression} are allowed")
+        terms = expression.parse(text, _View(self, tenant))
+        found = {term.name: self.resolve(tenant, term.name) for term in terms}
+        factors = []
+        for term in terms:
+            if (one := found[term.name]) is None:  # removed since it was parsed
+                raise UnknownAdapter(f"no adapter {term.name!r}")
+            factors.append(Factor(*one, term.strength))
+        return factors
 
 
-class View(Collection[str]):
+class _View(Collection[str]):
     """A tenant's names. Looks names up; iterates over the first `SUGGESTED` of them, which only suggestions need."""
 
     def __init__(self, catalog: Catalog, tenant: str):

@@ -1,30 +1,26 @@
 """`Folders`: adapters in folders that somebody else writes, watched by polling.
 
-    folders = Folders(service, ["adapters", "formal=/models/formal"])
-    folders.poll()                 # on a worker thread, every few seconds
+    folders = Folders(catalog, residents, ["adapters", "formal=/models/formal"])
+    folders.start()
+    folders.poll()                 # every few seconds, on a thread
 
-A folder that changes is read when two polls saw the same files, and becomes current when it is valid; until then, and
-if it never is, the version in memory goes on. These adapters are public: what the operator names, every tenant may use.
+A folder that changes is read once two polls have seen the same files, and becomes current if it is valid. Until then the
+version in memory goes on. These adapters are public: what the operator names, every tenant may use.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ... import store
 from ...errors import RoadkitError
 from ...kinds import files_in
-from .catalog import Entry, check_name
-from .residents import Factor
-
-if TYPE_CHECKING:
-    from ..service import Service
-    from .residents import Lease
+from .catalog import Catalog, Entry, Factor
+from .residents import Lease, Residents
 
 log = logging.getLogger("roadkit.server")
 
@@ -33,10 +29,10 @@ Signature = tuple[tuple[int, int, int], ...]
 
 
 class Folders:
-    """What `--adapters` named: adapters' folders, folders of such, `name=` either of a folder, hub id or address."""
+    """What `--adapters` named: an adapter's folder, a folder of them, or `name=` and a folder, hub id or address."""
 
-    def __init__(self, service: Service, values: list[str]):
-        self._service, self._values = service, values
+    def __init__(self, catalog: Catalog, residents: Residents, values: Sequence[str]):
+        self._catalog, self._residents, self._values = catalog, residents, values
         self._active: dict[str, Signature] = {}
         self._seen: dict[str, Signature] = {}  # at the poll before
         self._kept: dict[str, Lease] = {}  # versions whose folder is broken now
@@ -61,15 +57,6 @@ class Folders:
                 raise RoadkitError(f"{value}: no such directory; write name=path, or a folder of adapters")
         self.poll()
 
-    async def run(self) -> None:
-        """Poll until cancelled."""
-        while True:
-            await asyncio.sleep(self._service.settings.watch_seconds)
-            try:
-                await self._service.change(self.poll)
-            except Exception:
-                log.exception("watching the adapters' folders failed; it goes on")
-
     def poll(self) -> None:
         """Bring the catalog up to date."""
         found = self.scan()
@@ -78,49 +65,48 @@ class Folders:
             if name not in self._active:
                 if signature:  # () for a folder without files, which may be on its way
                     self._active[name] = signature
-                    self._service.catalog.put(self._entry(name, found[name]))
+                    self._catalog.put(self._entry(name, found[name]))
             elif signature and signature != self._active[name] and signature == self._seen.get(name):
                 self._active[name] = signature
                 self._replace(name, found[name])
         for name in [name for name in self._active if not seen.get(name) and not self._seen.get(name)]:
             log.info("adapter %s is gone", name)
             del self._active[name]
-            self._service.catalog.remove(self._entry(name, ""))
+            self._catalog.remove(self._entry(name, ""))
             self._forget(name)
         self._seen = seen
 
     def _replace(self, name: str, source: str) -> None:
-        residents, catalog = self._service.residents, self._service.catalog
-        old, new = catalog.own(TENANT, name), self._entry(name, source)
+        old, new = self._catalog.own(TENANT, name), self._entry(name, source)
         if old is not None and not old.version:  # nobody has used it yet
-            catalog.put(new)
+            self._catalog.put(new)
             return
         try:
-            lease = residents.acquire([Factor(new)])
+            lease = self._residents.acquire([Factor(new)])
         except RoadkitError as error:
             log.warning("adapter %s changed and is not valid now, the version before stays: %s", name, error)
             if old is not None and name not in self._kept:
                 try:
-                    self._kept[name] = residents.acquire([Factor(old)])
+                    self._kept[name] = self._residents.acquire([Factor(old)])
                 except RoadkitError:
                     log.warning("adapter %s has left memory and cannot be read", name)
             return
-        catalog.put(self._entry(name, source, version=lease.version))
-        residents.release(lease)
+        self._catalog.put(self._entry(name, source, version=lease.version))
+        self._residents.release(lease)
         self._forget(name)
         log.info("adapter %s has a new version", name)
 
     def _forget(self, name: str) -> None:
         lease = self._kept.pop(name, None)
         if lease is not None:
-            self._service.residents.release(lease)
+            self._residents.release(lease)
 
     def _entry(self, name: str, source: str, version: str = "") -> Entry:
         return Entry(name, TENANT, source, "folder", version, public=True, created=int(time.time()))
 
     def _nameable(self, name: str) -> bool:
         try:
-            check_name(name, longest=self._service.settings.limits.max_name, reserved=(self._service.settings.model,))
+            self._catalog.check_name(name)
         except RoadkitError as error:
             if name not in self._seen:
                 log.warning("a folder is left out: %s", error)
@@ -129,7 +115,7 @@ class Folders:
 
 
 def _signature(source: str) -> Signature:
-    """What changes when either file does; a constant for what is no local folder; () where the files are missing."""
+    """What changes when either file does; a constant for what is no local folder; () if the files are missing."""
     is_local = os.path.isabs(source) or Path(source).exists() or source.count("/") != 1
     if "://" in source or not is_local:
         return ((0, 0, 0),)

@@ -101,7 +101,7 @@ def _covers(prefix: str, address: str) -> bool:
 
 
 def _public_address(address: str) -> str:
-    """An address of the host, where all that it has are public."""
+    """An address of the host. Raises `AdapterError` unless all that it has are public."""
     try:
         found = [str(info[4][0]) for info in socket.getaddrinfo(_parts(address).hostname or "", None)]
     except (OSError, UnicodeError):

@@ -19,46 +19,45 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
 from ... import expression, kinds
 from ...adapter import Adapter
-from ...errors import AdapterError, RoadkitError, UnknownAdapter, nearest
+from ...errors import AdapterError, UnknownAdapter, nearest
 from ...expression import MAX_ENTRY, Term
 from ...kinds import AnyAdapter
 from ..backends.base import Backend
 from ..metrics import Metrics
-from .catalog import Catalog, Entry, version_of
+from .catalog import Catalog, Entry, Factor, version_of
 
 log = logging.getLogger("roadkit.server")
 
 MAX_SOUND = 4096
 
 
-class Factor(NamedTuple):
-    """One term of an expression: a version of an adapter, or a subspace (`part`) of one that intervenes."""
-
-    entry: Entry
-    part: str = ""
-    strength: float = 1.0
-
-    @property
-    def name(self) -> str:
-        return f"{self.entry.name}:{self.part}" if self.part else self.entry.name
-
-
 @dataclass(eq=False)
 class Lease:
-    """A composition in memory and who uses it."""
+    """A composition in memory and how many use it.
+
+    name      what the backend knows it by; '' if it holds `parts`
+    adapter   its value; the first of several `parts`
+    version   SHA-256 of its files; '' for a composition
+    terms     what the backend is asked for
+    parts     what it consists of, if it intervenes and so has no value of its own
+    """
 
     name: str
-    adapter: AnyAdapter  # of several `parts` the first
-    version: str = ""  # SHA-256 of the files, '' for a composition
+    adapter: AnyAdapter
+    version: str = ""
     users: int = 0
     terms: tuple[Term, ...] = ()
-    parts: tuple[Lease, ...] = ()  # held instead of a composition of their own
+    parts: tuple[Lease, ...] = ()
+
+    @property
+    def intervenes(self) -> bool:
+        """Whether it rotates hidden states, and not layers' outputs alone."""
+        return self.adapter.positions is not None or bool(self.parts)
 
 
 class Residents:
@@ -80,26 +79,31 @@ class Residents:
         return bool(entry.version) and entry.version[:32] in self._leases
 
     def acquire(self, factors: Sequence[Factor]) -> Lease:
-        """A composition, ready in the backend. Raises `RoadkitError` for what cannot be read or composed."""
-        singles: list[Lease] = []
+        """A composition, ready in the backend. Factors of equal names must be of equal entries (`Catalog.parse`).
+
+        Raises `RoadkitError` for what cannot be read or composed.
+        """
+        held: dict[Entry, Lease] = {}
         try:
             for factor in factors:
-                singles.append(self._single(factor.entry))
-                _check_part(factor, singles[-1].adapter)
+                if factor.entry not in held:
+                    held[factor.entry] = self._single(factor.entry)
+                _check_part(factor, held[factor.entry].adapter)
             if len(factors) == 1 and factors[0].strength == 1.0 and not factors[0].part:
-                return singles.pop()
+                return held.pop(factors[0].entry)
+            singles = [held[factor.entry] for factor in factors]
             terms = tuple(
                 Term(f"{lease.name}:{factor.part}" if factor.part else lease.name, factor.strength)
                 for lease, factor in zip(singles, factors, strict=True)
             )
             if any(lease.adapter.positions is not None for lease in singles):
                 self._check_sound(factors, singles, terms)
-                lease = Lease("", singles[0].adapter, terms=terms, parts=tuple(singles))
-                singles.clear()  # held until the lease is released
+                lease = Lease("", singles[0].adapter, terms=terms, parts=tuple(held.values()))
+                held.clear()  # they are released with the lease
                 return lease
             return self._composition(factors, singles, terms)
         finally:
-            for lease in singles:
+            for lease in held.values():
                 self.release(lease)
 
     def release(self, lease: Lease) -> None:
@@ -171,31 +175,26 @@ class Residents:
         with self._building:
             if (lease := self._hold(name)) is not None:
                 return lease
-            return self._add(name, self._compose(factors, singles, terms))
+            return self._add(name, self._compose(factors, singles))
 
     def _check_sound(self, factors: Sequence[Factor], singles: Sequence[Lease], terms: tuple[Term, ...]) -> None:
         """Raise what composing them would raise; once for each expression, whose names never change their meaning."""
         key = expression.canonical(terms)
         if key not in self._sound:
-            self._compose(factors, singles, terms)
+            self._compose(factors, singles)
             self._sound[key] = None
             while len(self._sound) > MAX_SOUND:
                 self._sound.popitem(last=False)
 
-    def _compose(self, factors: Sequence[Factor], singles: Sequence[Lease], terms: tuple[Term, ...]) -> Adapter:
-        """All rotations as one. Raises `RoadkitError` in the client's names, not ours."""
+    def _compose(self, factors: Sequence[Factor], singles: Sequence[Lease]) -> Adapter:
+        """All rotations as one, computed under the client's names, so that a `RoadkitError` speaks of them."""
         kinds.common_positions(lease.adapter for lease in singles)
+        terms = tuple(Term(factor.name, factor.strength) for factor in factors)
         rotations = {
-            term.name: (lease.adapter.parts[factor.part] if factor.part else lease.adapter).rotation
-            for term, lease, factor in zip(terms, singles, factors, strict=True)
+            factor.name: (lease.adapter.parts[factor.part] if factor.part else lease.adapter).rotation
+            for factor, lease in zip(factors, singles, strict=True)
         }
-        try:
-            return expression.compose(terms, rotations)
-        except RoadkitError as error:
-            text = str(error)
-            for lease, factor in zip(singles, factors, strict=True):
-                text = text.replace(lease.name, factor.entry.name)
-            raise type(error)(text) from None
+        return expression.compose(terms, rotations)
 
     def _single(self, entry: Entry) -> Lease:
         if entry.version and (lease := self._hold(entry.version[:32])) is not None:

@@ -1,8 +1,8 @@
-"""`Registry`: uploaded adapters on disk; a crash at any point leaves the old version or the new one.
+"""`Uploads`: uploaded adapters on disk; a crash at any point leaves the old version or the new one.
 
-    registry = Registry(Path("registry"))
-    entry = registry.put("acme", "formal", config, weights)
-    entries = registry.entries()                     # at start: sweeps what a killed server left behind, and nothing else
+    uploads = Uploads(Path("registry"))
+    entry = uploads.put("acme", "formal", config, weights)
+    entries = uploads.entries()                      # at start: sweeps what a killed server left behind, and nothing else
 
     registry/<tenant>/<name>/current.json            which version, written last and atomically
     registry/<tenant>/<name>/versions/<sha256>/      the two files, never changed; the previous version stays too
@@ -31,8 +31,8 @@ log = logging.getLogger("roadkit.server")
 POINTER = "current.json"
 
 
-class Registry:
-    """One server's uploads. Raises `RoadkitError` where another server already uses the folder."""
+class Uploads:
+    """One server's uploads. Raises `RoadkitError` if another server already uses the folder."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -47,7 +47,7 @@ class Registry:
         self._lock.release()
 
     def entries(self) -> list[Entry]:
-        """What is registered. Removes unfinished uploads and versions that nothing points to."""
+        """The current version of each. Removes unfinished uploads, and versions that nothing points to."""
         found = []
         for folder in sorted(self.root.glob("_*/_*")):  # as `encoded` names them
             if not folder.is_dir() or not _is_ours(folder):
@@ -107,8 +107,12 @@ class Registry:
     def _sweep(self, folder: Path, *, keep: set[str]) -> None:
         versions = folder / "versions"
         for stale in [*versions.iterdir(), *folder.glob(f".{POINTER}.*")]:
-            if stale.name not in keep:
-                shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
+            if stale.name in keep:
+                continue
+            if stale.is_dir():
+                shutil.rmtree(stale, ignore_errors=True)
+            else:
+                stale.unlink(missing_ok=True)
 
 
 def _is_ours(folder: Path) -> bool:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from pydantic import Field, ValidationError
@@ -23,14 +23,16 @@ from starlette.responses import JSONResponse
 from ... import store
 from ...errors import AdapterError, RoadkitError
 from ...validation import problems
-from ..access.keys import LOCAL, Key
-from ..adapters import remote as sources
-from ..adapters.catalog import Entry, check_name
+from ..access.keys import LOCAL, Key, Keyring
+from ..adapters import remote
+from ..adapters.catalog import Catalog, Entry
 from ..errors import ApiError, from_problem, not_found
 from ..service import Service
 from .requests import Body, Text
 
 log = logging.getLogger("roadkit.server")
+
+Result = TypeVar("Result")
 
 
 class SourceRequest(Body):
@@ -90,26 +92,27 @@ def router(service: Service) -> APIRouter:
     async def compose(request: Request, name: str, body: ComposeRequest) -> JSONResponse:
         """Compute an expression and keep the result under a new name."""
         caller = _admin(request)
-        _check_name(service, name)
-        config, weights = await service.change(partial(_frozen, service, caller, body.expression))
+        _check_name(service.catalog, name)
+        config, weights = await service.threads.change(partial(_frozen, service, caller.tenant, body.expression))
         return await _activate(service, caller.tenant, name, config, weights, public=body.public, pinned=body.pinned)
 
     @routes.post("/adapters", status_code=201, openapi_extra={"requestBody": _ADD_BODY})
     async def add(request: Request) -> JSONResponse:
         """Add an adapter, or a new version of one: multipart with both files, or JSON that names a source."""
         caller = _admin(request)
-        if service.registry is None:
-            raise ApiError(400, "this server keeps no uploads: it was started without --registry")
+        _check_keeps(service)
         if request.headers.get("content-type", "").lower().startswith("multipart/"):
-            wanted, config, weights = await _uploaded(request, service)
+            wanted, config, weights = await _uploaded(
+                request, service.catalog, limit=service.settings.limits.max_upload
+            )
         else:
             wanted = await _json(request)
-            _check_name(service, wanted.name)
+            _check_name(service.catalog, wanted.name)
             allowed, limit = service.settings.allowed_sources, service.settings.limits.max_upload
-            config, weights = await service.change(partial(sources.fetch, wanted.source, allowed=allowed, limit=limit))
+            fetch = partial(remote.fetch, wanted.source, allowed=allowed, limit=limit)
+            config, weights = await service.threads.change(fetch)
         tenant = wanted.tenant or caller.tenant
-        _check_tenant(service, tenant)
-        _check_name(service, wanted.name)
+        _check_tenant(service.keyring, tenant)
         return await _activate(
             service, tenant, wanted.name, config, weights, public=wanted.public, pinned=wanted.pinned
         )
@@ -117,7 +120,10 @@ def router(service: Service) -> APIRouter:
     @routes.get("/adapters/{name:path}")
     async def show(request: Request, name: str) -> dict[str, Any]:
         """One adapter."""
-        return describe(_find(service, request.state.caller, name))
+        entry = service.catalog.find(request.state.caller.tenant, name)
+        if entry is None:
+            raise _unknown(name)
+        return describe(entry)
 
     @routes.delete("/adapters/{name:path}")
     async def delete(request: Request, name: str, tenant: str | None = None) -> dict[str, Any]:
@@ -127,11 +133,9 @@ def router(service: Service) -> APIRouter:
         entry = service.catalog.find(tenant, name)
         if entry is None or (entry.tenant != tenant and entry.origin == "upload"):
             raise _unknown(name)
-        if entry.origin == "folder" or service.registry is None:
+        if entry.origin == "folder":
             raise ApiError(409, f"{name!r} comes from a folder that the server watches; remove it there")
-        async with service.changing:
-            with _storage():
-                await service.change(partial(service.forget, entry))
+        await _changed(service, partial(service.inventory.forget, entry))
         return {"id": name, "object": "adapter", "deleted": True}
 
     return routes
@@ -154,13 +158,17 @@ async def _activate(
     service: Service, tenant: str, name: str, config: bytes, weights: bytes, *, public: bool, pinned: bool
 ) -> JSONResponse:
     """Keep an adapter and make it current."""
-    if service.registry is None:
-        raise ApiError(400, "this server keeps no uploads: it was started without --registry")
-    keep = partial(service.keep, tenant, name, config, weights, public=public, pinned=pinned)
+    _check_keeps(service)
+    keep = partial(service.inventory.keep, tenant, name, config, weights, public=public, pinned=pinned)
+    entry = await _changed(service, keep)
+    return JSONResponse(describe(entry), status_code=201)
+
+
+async def _changed(service: Service, call: Callable[[], Result]) -> Result:
+    """Change the inventory, one change at a time."""
     async with service.changing:
         with _storage():
-            entry = await service.change(keep)
-    return JSONResponse(describe(entry), status_code=201)
+            return await service.threads.change(call)
 
 
 @contextmanager
@@ -174,13 +182,14 @@ def _storage() -> Iterator[None]:
         raise ApiError(507 if full else 503, "the server cannot store the adapter", code="storage") from error
 
 
-def _frozen(service: Service, caller: Key, text: str) -> tuple[bytes, bytes]:
-    factors = service.parse(caller, text)
+def _frozen(service: Service, tenant: str, text: str) -> tuple[bytes, bytes]:
+    """Both files of an expression's value."""
+    factors = service.catalog.parse(tenant, text)
     if not factors:
         raise AdapterError("the base model is no adapter; name at least one")
     lease = service.residents.acquire(factors)
     try:
-        if lease.adapter.positions is not None or lease.parts:
+        if lease.intervenes:
             raise AdapterError("interventions cannot be frozen; name them in the request's expression")
         return store.serialize(lease.adapter.rotation)
     finally:
@@ -196,9 +205,8 @@ async def _json(request: Request) -> SourceRequest:
         raise ApiError(400, "the body is not valid JSON", code="invalid_json") from None
 
 
-async def _uploaded(request: Request, service: Service) -> tuple[SourceRequest, bytes, bytes]:
-    """The fields and both files of a multipart body."""
-    limit = service.settings.limits.max_upload
+async def _uploaded(request: Request, catalog: Catalog, *, limit: int) -> tuple[SourceRequest, bytes, bytes]:
+    """The fields and both files of a multipart body; `limit` is the bytes that the weights may have."""
     try:
         with _storage():  # large parts go through a temporary file
             form = await request.form(max_files=2, max_fields=8, max_part_size=1 << 16)
@@ -212,7 +220,7 @@ async def _uploaded(request: Request, service: Service) -> tuple[SourceRequest, 
         name = form.get("name")
         if not isinstance(name, str):
             raise ApiError(400, "name is missing", param="name")
-        _check_name(service, name)
+        _check_name(catalog, name)
         config = await _file(form, "config", store.MAX_CONFIG_BYTES)
         weights = await _file(form, "weights", limit)
         tenant = form.get("tenant") or None
@@ -248,24 +256,22 @@ def _admin(request: Request) -> Key:
     return caller
 
 
-def _check_tenant(service: Service, tenant: str) -> None:
-    known = {key.tenant for key in service.keyring.keys} or {LOCAL}
+def _check_keeps(service: Service) -> None:
+    if service.inventory.uploads is None:
+        raise ApiError(400, "this server keeps no uploads: it was started without --registry")
+
+
+def _check_tenant(keyring: Keyring, tenant: str) -> None:
+    known = {key.tenant for key in keyring.keys} or {LOCAL}
     if tenant not in known:
         raise ApiError(400, f"no key belongs to tenant {tenant[:100]!r}", param="tenant")
 
 
-def _check_name(service: Service, name: str) -> None:
+def _check_name(catalog: Catalog, name: str) -> None:
     try:
-        check_name(name, longest=service.settings.limits.max_name, reserved=(service.settings.model,))
+        catalog.check_name(name)
     except RoadkitError as error:
         raise ApiError(400, str(error), param="name") from None
-
-
-def _find(service: Service, caller: Key, name: str) -> Entry:
-    entry = service.catalog.find(caller.tenant, name)
-    if entry is None:
-        raise _unknown(name)
-    return entry
 
 
 def _unknown(name: str) -> ApiError:

@@ -1,6 +1,6 @@
 """`POST /v1/completions` and `POST /v1/chat/completions`, streamed or not.
 
-app.include_router(router(service))
+app.include_router(completions.router(service, backend))
 """
 
 from __future__ import annotations
@@ -13,39 +13,32 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from ..backends.base import GeneratingBackend
 from ..errors import ApiError
 from ..service import Service
-from . import responses as answers
+from . import responses
 from .generation import Generation
-from .requests import ChatRequest, CompletionRequest
-from .responses import Vocabulary
+from .requests import ChatRequest, CompletionRequest, GenerationRequest
 from .sse import EventStream
+from .vocabulary import Vocabulary
 
 
-def router(service: Service) -> APIRouter:
+def router(service: Service, backend: GeneratingBackend) -> APIRouter:
     """The two generating routes."""
-    routes, vocabulary = APIRouter(prefix="/v1"), Vocabulary(service.backend.tokenizer)
+    routes, vocabulary = APIRouter(prefix="/v1"), Vocabulary(backend.tokenizer)
 
     @routes.post("/completions", response_model=None)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue one or more prompts. `model` is an adapter expression."""
         if body.stream and body.echo and body.logprobs is not None:
             raise ApiError(400, "echo with logprobs comes in one piece; leave stream out", param="stream")
-        generation = await Generation.begin(
-            service,
-            request.state.caller,
-            body,
-            body.prompts,  # type: ignore[arg-type]
-            max_tokens=16 if body.max_tokens is None else body.max_tokens,
-            logprobs=body.logprobs,
-            echo=bool(body.echo),
-        )
+        generation = await Generation.begin(service, backend, request.state.caller, body)
         head = _head("cmpl", "text_completion", body.model)
         if body.stream:
             return EventStream(generation, _stream_text(head, body, generation, vocabulary), request)
         done, n = await generation.results(request), body.n or 1
         choices = [
-            answers.completion_choice(
+            responses.completion_choice(
                 vocabulary,
                 index,
                 completion,
@@ -63,21 +56,13 @@ def router(service: Service) -> APIRouter:
         count, limit = len(body.messages), service.settings.limits.max_messages
         if count > limit:
             raise ApiError(400, f"messages has {count} entries, at most {limit} are allowed", param="messages")
-        generation = await Generation.begin(
-            service,
-            request.state.caller,
-            body,
-            [[message.plain for message in body.messages]],  # type: ignore[list-item]
-            max_tokens=body.max_completion_tokens or body.max_tokens or None,
-            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            field="messages",
-        )
+        generation = await Generation.begin(service, backend, request.state.caller, body)
         head = _head("chatcmpl", "chat.completion", body.model)
         if body.stream:
             head["object"] = "chat.completion.chunk"
             return EventStream(generation, _stream_chat(head, body, generation, vocabulary), request)
         done = await generation.results(request)
-        choices = [answers.chat_choice(vocabulary, index, completion) for index, completion in enumerate(done)]
+        choices = [responses.chat_choice(vocabulary, index, completion) for index, completion in enumerate(done)]
         return JSONResponse({**head, "choices": choices, "usage": generation.usage})
 
     return routes
@@ -108,12 +93,14 @@ async def _stream_text(
             text = generation.echoes[index // n] + text
         shaped = None
         if body.logprobs is not None and known:
-            shaped = answers.completion_logprobs(vocabulary, ids[: len(known)], known, offset=offsets.get(index, 0))
+            shaped = responses.completion_logprobs(vocabulary, ids[: len(known)], known, offset=offsets.get(index, 0))
             offsets[index] = offsets.get(index, 0) + sum(map(len, shaped["tokens"]))
         done = chunk.completion
         if not text and shaped is None and done is None:
             continue
-        reason = None if done is None else answers.finish_reason(done) if body.max_tokens != 0 else "length"
+        reason = None
+        if done is not None:
+            reason = "length" if body.max_tokens == 0 else responses.finish_reason(done)
         choice = {"index": index, "text": text, "logprobs": shaped, "finish_reason": reason}
         yield {**head, "choices": [choice], **_no_usage_yet(body)}
     if _wants_usage(body):
@@ -134,19 +121,19 @@ async def _stream_chat(
         if failed is not None:
             yield failed.body
             continue
-        logprobs = answers.chat_logprobs(vocabulary, chunk.logprobs) if body.logprobs and chunk.logprobs else None
+        logprobs = responses.chat_logprobs(vocabulary, chunk.logprobs) if body.logprobs and chunk.logprobs else None
         if chunk.text or logprobs:
             yield event(index, {"content": chunk.text}, logprobs)
         if chunk.completion is not None:
-            yield event(index, {}, reason=answers.finish_reason(chunk.completion))
+            yield event(index, {}, reason=responses.finish_reason(chunk.completion))
     if _wants_usage(body):
         yield {**head, "choices": [], "usage": generation.usage}
 
 
-def _wants_usage(body: CompletionRequest | ChatRequest) -> bool:
+def _wants_usage(body: GenerationRequest) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
 
 
-def _no_usage_yet(body: CompletionRequest | ChatRequest) -> dict[str, None]:
+def _no_usage_yet(body: GenerationRequest) -> dict[str, None]:
     """With include_usage, every chunk but the last says null."""
     return {"usage": None} if _wants_usage(body) else {}

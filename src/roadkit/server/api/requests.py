@@ -1,4 +1,4 @@
-"""What OpenAI's clients send, as strict pydantic models: unknown fields and wrong types are refused as OpenAI does.
+"""What OpenAI's clients send to the model, as strict pydantic models. Unknown fields and wrong types are refused.
 
     body = ChatRequest.model_validate({"model": "formal*0.7", "messages": [{"role": "user", "content": "Hi"}]})
 
@@ -8,9 +8,12 @@ answer and do not (`frequency_penalty`, tools, …) are refused unless they hold
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from ...engine.prompts import Prompt
 
 
 def _encodable(text: str) -> str:
@@ -22,14 +25,14 @@ def _encodable(text: str) -> str:
 
 
 Item = TypeVar("Item")
-Many = Annotated[
-    list[Item], Field(fail_fast=True)
-]  # the first mistake tells; a million of them would take seconds to list
+# The first mistake tells: a million of them would take seconds to list.
+Many = Annotated[list[Item], Field(fail_fast=True)]
 MAX_FIELDS = 64  # of one object; more than any has
 
 Text = Annotated[str, AfterValidator(_encodable)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+Texts = Text | Many[TokenId] | Many[Text] | Many[Many[TokenId]]  # one or several, each as text or as tokens
 
 
 class Body(BaseModel):
@@ -78,8 +81,13 @@ class ResponseFormat(Body):
 
 
 class Sampling(Body):
-    """What both generating routes take."""
+    """What both generating routes take. Their bodies also say what is wanted of each prompt, whatever its fields are called.
 
+    answer_tokens     tokens of an answer at most; None leaves it to the context
+    wanted_logprobs   alternatives to report beside each token; None reports nothing
+    """
+
+    PROMPT_FIELD: ClassVar[str]
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "frequency_penalty": (0,),
         "presence_penalty": (0,),
@@ -128,15 +136,29 @@ class Sampling(Body):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        """The strings that end an answer."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def wants_echo(self) -> bool:
+        """Whether the prompt comes back before the answer."""
+        return False
+
+    @property
+    def most_tokens(self) -> int:
+        """The largest number of tokens that any field asks for; 0 if none does."""
+        return self.max_tokens or 0
 
 
 class CompletionRequest(Sampling):
     """POST /v1/completions."""
 
+    PROMPT_FIELD: ClassVar[str] = "prompt"
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {**Sampling.REFUSED, "suffix": ("",)}
 
-    prompt: Text | Many[TokenId] | Many[Text] | Many[Many[TokenId]]
+    prompt: Texts
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0)
     best_of: int | None = Field(None, ge=1)
@@ -149,11 +171,22 @@ class CompletionRequest(Sampling):
         return self
 
     @property
-    def prompts(self) -> list[str | list[int]]:
+    def prompts(self) -> Sequence[Prompt]:
         """Each prompt by itself."""
-        if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
-            return [self.prompt]  # type: ignore[list-item]
-        return list(self.prompt)  # type: ignore[arg-type]
+        return _each(self.prompt)
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """OpenAI's default is 16."""
+        return 16 if self.max_tokens is None else self.max_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def wants_echo(self) -> bool:
+        return bool(self.echo)
 
 
 class Part(Body):
@@ -179,6 +212,7 @@ class ChatMessage(Body):
 class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
+    PROMPT_FIELD: ClassVar[str] = "messages"
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
         **Sampling.REFUSED,
         "tools": ([],),
@@ -215,3 +249,50 @@ class ChatRequest(Sampling):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs goes with logprobs=true only")
         return self
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """The conversation, which is one prompt."""
+        return [[message.plain for message in self.messages]]
+
+    @property
+    def answer_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens or None
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def most_tokens(self) -> int:
+        return max(self.max_tokens or 0, self.max_completion_tokens or 0)
+
+
+GenerationRequest = ChatRequest | CompletionRequest
+
+
+class EncodingRequest(Body):
+    """POST /v1/classify, and what it has in common with /v1/embeddings."""
+
+    model: Text
+    input: Texts
+    user: Text | None = None
+
+    @property
+    def inputs(self) -> list[str | list[int]]:
+        """Each text by itself."""
+        return _each(self.input)
+
+
+class EmbeddingRequest(EncodingRequest):
+    """POST /v1/embeddings."""
+
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(default=None, ge=1)
+
+
+def _each(texts: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
+    """One text or list of tokens by itself, or each of several."""
+    if isinstance(texts, str) or (texts and isinstance(texts[0], int)):
+        return [cast(str | list[int], texts)]
+    return [*cast(list[str] | list[list[int]], texts)]

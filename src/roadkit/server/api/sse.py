@@ -5,49 +5,34 @@ return EventStream(generation, lines, request)       # lines(): an async iterato
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+from .request_jobs import Answering, watched
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Content-Type": "text/event-stream; charset=utf-8"}
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps would make one a token
 
 
-class Answering(Protocol):
-    """What is being streamed: one `Generation`, or several together."""
-
-    async def watch(self, request: Request) -> None:
-        """Cancel when the client has gone."""
-        ...
-
-    def close(self) -> None:
-        """Nobody reads any more."""
-        ...
-
-
 class EventStream(Response):
     """`data: {…}` for every object, `data: [DONE]` at the end."""
 
-    def __init__(self, generation: Answering, events: AsyncIterator[dict[str, Any]], request: Request):
+    def __init__(self, answering: Answering, events: AsyncIterator[dict[str, Any]], request: Request):
         super().__init__(headers=_HEADERS)
         if "content-length" in self.headers:
             del self.headers["content-length"]
-        self._generation, self._events, self._request = generation, events, request
+        self._answering, self._events, self._request = answering, events, request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watcher = asyncio.ensure_future(self._generation.watch(self._request))
-        try:
+        async with watched(self._request, self._answering):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for event in self._events:
                 data = f"data: {_encode(event)}\n\n".encode()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
-        finally:
-            watcher.cancel()
-            self._generation.close()

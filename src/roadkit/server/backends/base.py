@@ -1,42 +1,67 @@
-"""The seam between the routes and what generates: `Backend`. The embedded engine is one, vLLM can be another.
+"""The seam between the routes and the engines: what each engine can do, and how it is asked for it.
 
-    job = Job(prepared=await run(backend.prepare, request, terms=lease.terms, tenant="acme"), tenant="acme", ...)
-    backend.submit(job)                       # at once; `job.deliver` gets chunks on the event loop
-    backend.cancel(job)                       # its row is free after the running step
+    if generates(backend):                         # then it is a `GeneratingBackend`
+        prepared = backend.prepare(request, terms=lease.terms, tenant="acme")
+        job = GenerationJob(tenant="acme", prepared=prepared, deliver=print)
+        backend.submit(job)                        # at once; `deliver` gets chunks on the event loop
+        backend.cancel(job)                        # its row is free after the running step
 
-`submit`, `cancel`, `load` and `unload` never wait for the model. `prepare`, `encode` and `check` compute and may be
-called on any thread. Adapters are loaded under names that say which bytes they are, so that a name never changes.
+Every backend hosts adapters. Beside that it generates text or encodes texts, and takes jobs of that one kind. `submit`,
+`cancel`, `load` and `unload` never wait for the model. `prepare`, `encode` and `check` compute and may be called on any
+thread. Adapters are loaded under names that say which bytes they are, so that a name never changes its meaning.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeGuard, TypeVar
 
-from ...engine.request import Chunk, Completion, Message, Request
+from ...engine.prompts import Prompt
+from ...engine.request import Chunk, Completion, Request
 from ...expression import Term
 from ...kinds import AnyAdapter
 
+Ability = Literal["generate", "chat", "embed", "classify"]
+EncodingTask = Literal["embed", "classify"]
+Vector = list[float]
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, kw_only=True)
 class Job:
-    """One request on its way through a backend. `deliver` is called on the event loop, at last with a completion."""
+    """One piece of work on its way through a backend."""
 
-    prepared: Any
     tenant: str
-    deliver: Callable[[Chunk], None]
-    streaming: bool = False  # else only the last chunk is delivered
     cancelled: bool = False  # set by `cancel`
     why_cancelled: str | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class GenerationJob(Job):
+    """One answer. `deliver` is called on the event loop, at last with a completion. Times are of `time.monotonic`."""
+
+    prepared: Any
+    deliver: Callable[[Chunk], None]
+    streaming: bool = False  # else only the last chunk is delivered
     arrived: float = field(default_factory=time.monotonic)
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None  # when it left the queue
     first: float | None = None  # when its first token was there
     finished: float | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class EncodingJob(Job):
+    """One text for one adapter (None: the base). `deliver` is called once, on the event loop: a vector or logits, or an error."""
+
+    token_ids: list[int]
+    adapter: str | None
+    task: EncodingTask
+    deliver: Callable[[Vector | Exception], None]
+
+
+JobT = TypeVar("JobT", bound=Job, contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -55,10 +80,12 @@ class Stats:
 
 
 class Backend(Protocol):
-    """What the routes need of an engine."""
+    """What every engine does for the server: it hosts adapters, and says what it can do with them."""
 
-    tokenizer: Any
-    max_context: int
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What requests may ask of it."""
+        ...
 
     def start(self) -> None:
         """Begin to work, on the running event loop."""
@@ -73,24 +100,8 @@ class Backend(Protocol):
         """False once nothing will be answered any more."""
         ...
 
-    def encode(self, prompt: str | list[Message] | list[int]) -> list[int]:
-        """The prompt's tokens."""
-        ...
-
-    def prepare(self, request: Request, *, terms: tuple[Term, ...], tenant: str) -> Any:
-        """Check a request and get it ready for loaded adapters, applied in turn; (): the base."""
-        ...
-
-    def submit(self, job: Job) -> None:
-        """Queue a job. Raises `QueueFull`."""
-        ...
-
-    def cancel(self, job: Job) -> None:
-        """End a job soon; it still gets its last chunk."""
-        ...
-
     def check(self, adapter: AnyAdapter) -> None:
-        """Raise `RoadkitError` where an adapter does not fit the model, or is of a kind that this engine lacks."""
+        """Raise `RoadkitError` if an adapter does not fit the model, or is of a kind that this engine lacks."""
         ...
 
     def load(self, name: str, adapter: AnyAdapter) -> None:
@@ -106,40 +117,63 @@ class Backend(Protocol):
         ...
 
 
-class Overflow(Exception):
-    """A client reads more slowly than its answer is made, by more than the buffer holds."""
+class TakesJobs(Protocol[JobT]):
+    """Queues work, and ends it early."""
+
+    def submit(self, job: JobT) -> None:
+        """Queue a job. Raises `QueueFull`."""
+        ...
+
+    def cancel(self, job: JobT) -> None:
+        """End a job soon. Its last delivery still comes: at once if the job waits, else with what the engine does now."""
+        ...
 
 
-class Mailbox:
-    """Chunks of several jobs on their way to one response: filled on the event loop, read by one task."""
+class GeneratingBackend(Backend, TakesJobs[GenerationJob], Protocol):
+    """A backend that can 'generate'; it can 'chat' too if its model has a chat template."""
 
-    def __init__(self, limit: int):
-        self._chunks: deque[tuple[int, Chunk]] = deque()
-        self._limit = limit
-        self._wake: asyncio.Future[None] | None = None
-        self.overflowed = False
+    tokenizer: Any
+    max_context: int
 
-    def put(self, index: int, chunk: Chunk) -> bool:
-        """Add a chunk; False, and no more is kept, where the reader is too far behind."""
-        if len(self._chunks) >= self._limit and chunk.completion is None:
-            self.overflowed = True
-        if self.overflowed and chunk.completion is None:
-            return False
-        self._chunks.append((index, chunk))
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-        return True
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's tokens. Raises `RequestError`."""
+        ...
 
-    async def read(self, count: int) -> AsyncIterator[tuple[int, Chunk]]:
-        """Chunks in their order, until `count` jobs have ended."""
-        while count:
-            while not self._chunks:
-                self._wake = asyncio.get_running_loop().create_future()
-                await self._wake
-                self._wake = None
-            index, chunk = self._chunks.popleft()
-            count -= chunk.completion is not None
-            yield index, chunk
+    def prepare(self, request: Request, *, terms: tuple[Term, ...], tenant: str) -> Any:
+        """Check a request and get it ready for loaded adapters, applied in turn; (): the base. Raises `RequestError`."""
+        ...
+
+
+class EncodingBackend(Backend, TakesJobs[EncodingJob], Protocol):
+    """A backend that can 'embed'; it can 'classify' too if its model has a classification head.
+
+    vector_size   numbers of an embedding
+    own_head      whether the base classifies; else only adapters that bring a head do
+    labels        class → its name, of the base's own head
+    """
+
+    vector_size: int
+    own_head: bool
+    labels: Mapping[int, str]
+
+    def encode(self, text: str | list[int]) -> list[int]:
+        """The text's tokens. Raises `RequestError`; `ContextTooLong` for more than the model reads, which is not cut."""
+        ...
+
+
+def generates(backend: Backend) -> TypeGuard[GeneratingBackend]:
+    """Whether a backend takes `GenerationJob`s."""
+    return "generate" in backend.abilities
+
+
+def encodes(backend: Backend) -> TypeGuard[EncodingBackend]:
+    """Whether a backend takes `EncodingJob`s."""
+    return "embed" in backend.abilities
+
+
+def generating_abilities(tokenizer: Any) -> frozenset[Ability]:
+    """What a generating engine can do with a model's tokenizer."""
+    return frozenset(("generate", "chat") if getattr(tokenizer, "chat_template", None) else ("generate",))
 
 
 def cancelled(error: str | None) -> Chunk:

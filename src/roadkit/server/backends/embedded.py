@@ -1,6 +1,6 @@
-"""`EmbeddedEngine`: roadkit's own engine behind the server's seam, stepping in a thread of its own.
+"""`EmbeddedBackend`: roadkit's own engine behind the server's seam. It steps in a thread of its own.
 
-    backend = EmbeddedEngine(Engine.from_pretrained("smollm2"))
+    backend = EmbeddedBackend(Engine.from_pretrained("smollm2"))
     backend.start()        # inside the event loop that will get the chunks
 
 The event loop hands over closures and never takes the engine's lock; the thread hands back one call for all chunks of
@@ -18,12 +18,13 @@ from typing import Any
 
 from ... import models
 from ...engine.engine import Engine
-from ...engine.request import Chunk, Message, Request
+from ...engine.prompts import Prompt
+from ...engine.request import Chunk, Request
 from ...engine.stream import Stream
 from ...errors import AdapterError
 from ...expression import Term
 from ...kinds import AnyAdapter
-from .base import Job, Stats, cancelled
+from .base import GenerationJob, Stats, cancelled, generating_abilities
 from .fit import check_fit
 from .queue import FairQueue
 from .worker import Worker
@@ -35,16 +36,19 @@ log = logging.getLogger("roadkit.server")
 HANDOVER = 0.02
 
 
-class EmbeddedEngine:
-    """A `Backend` (see protocol.py) on an `Engine`, which it owns from `start` to `close`."""
+class EmbeddedBackend:
+    """A `GeneratingBackend` on an `Engine`, which it owns from `start` to `close`."""
 
     def __init__(self, engine: Engine, *, max_queue: int = 256, max_queue_per_tenant: int = 128):
         self.engine = engine
         self.tokenizer: Any = engine.tokenizer
         self.max_context = engine.max_context
-        self._queue: FairQueue[Job] = FairQueue(max_waiting=max_queue, max_waiting_per_tenant=max_queue_per_tenant)
-        self._outbox: list[tuple[Job, Chunk]] = []
-        self._streams: dict[Job, Stream] = {}
+        self.abilities = generating_abilities(engine.tokenizer)
+        self._queue: FairQueue[GenerationJob] = FairQueue(
+            max_waiting=max_queue, max_waiting_per_tenant=max_queue_per_tenant
+        )
+        self._outbox: list[tuple[GenerationJob, Chunk]] = []
+        self._streams: dict[GenerationJob, Stream] = {}
         self._compiling = threading.Lock()  # one schema at a time; requests without one do not wait for it
         self._worker = Worker("roadkit-engine", self._run)
         self._steps, self._busy, self._tokens = 0, 0.0, 0
@@ -63,18 +67,18 @@ class EmbeddedEngine:
     def alive(self) -> bool:
         return self._worker.alive
 
-    def encode(self, prompt: str | list[Message] | list[int]) -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
         return self.engine.prompts.encode(prompt)
 
     def prepare(self, request: Request, *, terms: tuple[Term, ...], tenant: str) -> Any:
         with self._compiling if request.json_schema is not None else nullcontext():
             return self.engine.prepare(request, terms=terms, tenant=f"{tenant}\0")
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: GenerationJob) -> None:
         self._queue.put(job.tenant, job)
         self._worker.tell(None)
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: GenerationJob) -> None:
         job.cancelled = True
         if self._queue.remove(job.tenant, job):
             job.deliver(cancelled(job.why_cancelled))
@@ -149,7 +153,7 @@ class EmbeddedEngine:
             self._streams[job] = self.engine.enqueue(job.prepared)
             job.prepared.emit = partial(self._emit, job)
 
-    def _emit(self, job: Job, chunk: Chunk) -> None:
+    def _emit(self, job: GenerationJob, chunk: Chunk) -> None:
         self._tokens += len(chunk.token_ids)
         if job.first is None and chunk.token_ids:
             job.first = time.monotonic()
@@ -160,7 +164,7 @@ class EmbeddedEngine:
         if job.streaming or chunk.completion is not None:
             self._outbox.append((job, chunk))
 
-    def _cancel(self, job: Job, why: str | None = None) -> None:
+    def _cancel(self, job: GenerationJob, why: str | None = None) -> None:
         job.why_cancelled = job.why_cancelled or why
         if job in self._streams:
             self._streams[job].cancel()
@@ -171,7 +175,7 @@ class EmbeddedEngine:
             self._worker.answer(partial(_deliver, outbox), wait=self._handover)
 
 
-def _deliver(outbox: list[tuple[Job, Chunk]]) -> None:
+def _deliver(outbox: list[tuple[GenerationJob, Chunk]]) -> None:
     for job, chunk in outbox:
         try:
             job.deliver(chunk)

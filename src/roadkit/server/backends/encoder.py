@@ -1,7 +1,7 @@
-"""`EncoderEngine`: any Hugging Face encoder behind the server's seam, one adapter expression a text, in mixed batches.
+"""`EncoderBackend`: any Hugging Face encoder behind the server's seam. Each text of a batch may have its own adapter.
 
-    backend = EncoderEngine(models.load_encoder("minilm"), models.load_tokenizer("minilm"))
-    backend.submit(EncoderJob(...))          # `done` is called on the event loop with a vector, or an error
+    backend = EncoderBackend(models.load_encoder("minilm"), models.load_tokenizer("minilm"))
+    backend.submit(EncodingJob(tenant="acme", token_ids=[5, 6], adapter=None, task="embed", deliver=print))
 
 Embeddings are the mean of the last hidden states over the text's tokens, of length 1. A model with a classification
 head, its own or one that an adapter brings, gives logits instead.
@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -23,9 +22,8 @@ from ... import models
 from ...engine.bank import Bank
 from ...engine.prompts import PromptEncoder
 from ...errors import AdapterError, ContextTooLong, RequestError, RoadkitError
-from ...expression import Term
 from ...kinds import AnyAdapter
-from .base import Job, Stats
+from .base import Ability, EncodingJob, Stats, Vector
 from .fit import check_fit, of_layers
 from .queue import FairQueue
 from .worker import Worker
@@ -35,19 +33,12 @@ log = logging.getLogger("roadkit.server")
 MAX_HEAD_BYTES = 64 << 20  # of the whole modules that one adapter brings
 
 
-@dataclass(eq=False)
-class EncoderJob:
-    """One text for one adapter (None: the base). `kind` is 'embed' or 'classify'."""
+class EncoderBackend:
+    """An `EncodingBackend` on a model, which it owns.
 
-    token_ids: list[int]
-    adapter: str | None
-    kind: str
-    tenant: str
-    done: Callable[[list[float] | Exception], None]
-
-
-class EncoderEngine:
-    """A `Backend` for encoders: adapters as everywhere, `submit` takes `EncoderJob`s; it does not generate."""
+    max_queue   texts that may wait, half of them one tenant's
+    own_head    whether the model's head is its own; else only adapters that bring one classify
+    """
 
     def __init__(
         self,
@@ -55,16 +46,20 @@ class EncoderEngine:
         tokenizer: Any,
         *,
         max_batch: int = 32,
-        max_queue: int = 2048,  # texts, half of them one tenant's
+        max_queue: int = 2048,
         own_head: bool = True,
     ):
-        self.own_head = own_head  # else only adapters that bring a head classify
-        self.model, self.tokenizer, self.max_batch = model.eval(), tokenizer, max_batch
-        self.classifies = type(model).__name__.endswith("ForSequenceClassification")
+        self.model, self.max_batch = model.eval(), max_batch
+        self.own_head = own_head
+        labels = model.config.id2label or {}
+        self.labels: Mapping[int, str] = {int(number): label for number, label in labels.items()}
+        self.vector_size: int = model.config.hidden_size
+        has_head = type(model).__name__.endswith("ForSequenceClassification")
+        self.abilities: frozenset[Ability] = frozenset(("embed", "classify") if has_head else ("embed",))
         self.max_context = _longest(model)
         self.bank = Bank(model, slots=max(2 * max_batch, 16))
         half = max(1, max_queue // 2)
-        self._queue: FairQueue[EncoderJob] = FairQueue(max_waiting=max_queue, max_waiting_per_tenant=half)
+        self._queue: FairQueue[EncodingJob] = FairQueue(max_waiting=max_queue, max_waiting_per_tenant=half)
         self._worker = Worker("roadkit-encoder", self._run)
         self._steps, self._busy, self._running = 0, 0.0, 0
         self._lost = False  # the GPU: then the thread ends, and /health says so
@@ -82,33 +77,28 @@ class EncoderEngine:
     def alive(self) -> bool:
         return self._worker.alive
 
-    def encode(self, prompt: Any) -> list[int]:
-        """A text's tokens; more than the model reads are refused, not cut."""
-        token_ids = self.prompts.encode(prompt)
+    def encode(self, text: str | list[int]) -> list[int]:
+        token_ids = self.prompts.encode(text)
         if len(token_ids) > self.max_context:
             raise ContextTooLong(f"a text has {len(token_ids)} tokens, 1 to {self.max_context} fit the context")
         return token_ids
 
-    def prepare(self, request: Any, *, terms: tuple[Term, ...], tenant: str) -> Any:
-        raise RequestError("this server's model is an encoder: it answers /v1/embeddings and /v1/classify")
-
-    def submit(self, job: Job | EncoderJob) -> None:
-        assert isinstance(job, EncoderJob), type(job)
+    def submit(self, job: EncodingJob) -> None:
         self._queue.put(job.tenant, job)
         self._worker.tell(None)
 
-    def cancel(self, job: Job | EncoderJob) -> None:
-        """Take a waiting job out; one that runs is done within a batch."""
-        assert isinstance(job, EncoderJob), type(job)
+    def cancel(self, job: EncodingJob) -> None:
+        """A job that waits ends with an error; one that runs is done within a batch."""
+        job.cancelled = True
         if self._queue.remove(job.tenant, job):
-            job.done(RequestError("the request was cancelled"))
+            job.deliver(RequestError("the request was cancelled"))
 
     def check(self, adapter: AnyAdapter) -> None:
         heads = of_layers(adapter).heads
         size = sum(tensor.nbytes for saved in heads.values() for tensor in saved.values())
         if size > MAX_HEAD_BYTES:
             raise AdapterError(f"the adapter brings {size} bytes of whole modules, at most {MAX_HEAD_BYTES} are taken")
-        if heads and not self.classifies:
+        if heads and "classify" not in self.abilities:
             raise AdapterError(f"the adapter brings a head ({', '.join(sorted(heads)[:3])}), this model has none")
         check_fit(self.model, adapter)
 
@@ -127,22 +117,23 @@ class EncoderEngine:
     def _run(self) -> None:
         while not self._worker.closing and not self._lost:
             self._worker.listen(wait=not len(self._queue))
-            batch: list[EncoderJob] = []
+            batch: list[EncodingJob] = []
             while len(batch) < self.max_batch and (job := self._queue.pop()) is not None:
-                if batch and job.kind != batch[0].kind:
+                if batch and job.task != batch[0].task:
                     self._answer([job])
                 else:
                     batch.append(job)
             if batch:
                 self._answer(batch)
         while (job := self._queue.pop()) is not None:
-            self._worker.answer(partial(job.done, RequestError("the server stops")))
+            job.cancelled = True
+            self._worker.answer(partial(job.deliver, RequestError("the server stops")))
 
-    def _answer(self, batch: list[EncoderJob]) -> None:
+    def _answer(self, batch: list[EncodingJob]) -> None:
         self._worker.listen()  # adapters were told before their jobs were queued, but maybe after the last look
         start, self._running = time.monotonic(), len(batch)
         try:
-            results: list[list[float] | Exception] = list(self._forward(batch))
+            results: list[Vector | Exception] = list(self._forward(batch))
         except Exception as error:
             if len(batch) > 1:  # whose fault it was shows one by one
                 for job in batch:
@@ -158,7 +149,7 @@ class EncoderEngine:
         self._worker.answer(partial(_deliver, batch, results))
 
     @torch.inference_mode()
-    def _forward(self, batch: list[EncoderJob]) -> list[list[float]]:
+    def _forward(self, batch: list[EncodingJob]) -> list[Vector]:
         width = max(len(job.token_ids) for job in batch)
         ids = torch.zeros(len(batch), width, dtype=torch.int64)
         mask = torch.zeros(len(batch), width, dtype=torch.int64)
@@ -167,7 +158,7 @@ class EncoderEngine:
             mask[row, : len(job.token_ids)] = 1
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         with self.bank.rows([job.adapter for job in batch]):
-            if batch[0].kind == "classify":
+            if batch[0].task == "classify":
                 logits = self.model(input_ids=ids, attention_mask=mask).logits
                 rows = list(logits)
             else:
@@ -189,6 +180,6 @@ def _longest(model: PreTrainedModel) -> int:
     return int(positions) - (0 if padding is None else padding + 1)
 
 
-def _deliver(batch: list[EncoderJob], results: list[list[float] | Exception]) -> None:
+def _deliver(batch: list[EncodingJob], results: list[Vector | Exception]) -> None:
     for job, result in zip(batch, results, strict=True):
-        job.done(result)
+        job.deliver(result)

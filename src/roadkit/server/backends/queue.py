@@ -62,7 +62,7 @@ class FairQueue(Generic[Item]):
                     self._queues.pop(tenant, None)
 
     def remove(self, tenant: str, item: Item) -> bool:
-        """Take a waiting item out; False where it does not wait."""
+        """Take a waiting item out; False if it does not wait."""
         with self._lock:
             queue = self._queues.get(tenant)
             if queue is None or item not in queue:

@@ -15,13 +15,14 @@ from typing import Any
 
 from ... import models
 from ...adapter import Adapter
-from ...engine.request import Chunk, Message, Request, failed
+from ...engine.prompts import Prompt
+from ...engine.request import Chunk, Request, failed
 from ...errors import RoadkitError
 from ...expression import Term
 from ...kinds import AnyAdapter
 from ...vllm_plugin.engine import AsyncVllmEngine, Prepared
 from ...vllm_plugin.stream import VllmStream
-from .base import Job, Stats, cancelled
+from .base import GenerationJob, Stats, cancelled, generating_abilities
 from .fit import check_base, of_layers
 from .queue import FairQueue
 
@@ -29,16 +30,19 @@ log = logging.getLogger("roadkit.server")
 
 
 class VllmBackend:
-    """A `Backend` (see protocol.py) on an `AsyncVllmEngine`, which it owns from `start` to `close`."""
+    """A `GeneratingBackend` on an `AsyncVllmEngine`, which it owns from `start` to `close`."""
 
     def __init__(self, engine: AsyncVllmEngine, *, max_queue: int = 256, max_queue_per_tenant: int = 128):
         self.engine = engine
         self.tokenizer: Any = engine.tokenizer
         self.max_context = engine.max_context
+        self.abilities = generating_abilities(engine.tokenizer)
         self._fingerprint = models.config_fingerprint(engine.hf_config)
-        self._queue: FairQueue[Job] = FairQueue(max_waiting=max_queue, max_waiting_per_tenant=max_queue_per_tenant)
+        self._queue: FairQueue[GenerationJob] = FairQueue(
+            max_waiting=max_queue, max_waiting_per_tenant=max_queue_per_tenant
+        )
         self._adapters: dict[str, Adapter] = {}
-        self._tasks: dict[Job, asyncio.Task[None]] = {}
+        self._tasks: dict[GenerationJob, asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
 
@@ -55,18 +59,18 @@ class VllmBackend:
     def alive(self) -> bool:
         return self.engine.alive
 
-    def encode(self, prompt: str | list[Message] | list[int]) -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
         return self.engine.prompts.encode(prompt)
 
     def prepare(self, request: Request, *, terms: tuple[Term, ...], tenant: str) -> Prepared:
         """At most one term: `Residents` composes what is no intervention."""
         return self.engine.prepare(request, adapter=self._adapters[terms[0].name] if terms else None)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: GenerationJob) -> None:
         self._queue.put(job.tenant, job)
         self._fill()
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: GenerationJob) -> None:
         job.cancelled = True
         if self._queue.remove(job.tenant, job):
             job.deliver(cancelled(job.why_cancelled))
@@ -109,7 +113,7 @@ class VllmBackend:
             self._tasks[job] = asyncio.create_task(self._answer(job))
             self._tasks[job].add_done_callback(lambda task, job=job: self._done(job, task))
 
-    async def _answer(self, job: Job) -> None:
+    async def _answer(self, job: GenerationJob) -> None:
         stream: VllmStream | None = None
         try:
             stream = await self.engine.submit(job.prepared, tenant=job.tenant)
@@ -124,7 +128,7 @@ class VllmBackend:
         except RoadkitError as error:  # the adapter does not fit after all, or its files are damaged
             self._emit(job, Chunk("", (), (), failed(str(error), "request")))
 
-    def _emit(self, job: Job, chunk: Chunk) -> None:
+    def _emit(self, job: GenerationJob, chunk: Chunk) -> None:
         if job.finished is not None:
             return
         if job.first is None and chunk.token_ids:
@@ -134,7 +138,7 @@ class VllmBackend:
         if job.streaming or chunk.completion is not None:
             job.deliver(chunk)
 
-    def _done(self, job: Job, task: asyncio.Task[None]) -> None:
+    def _done(self, job: GenerationJob, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             log.error("a request failed", exc_info=error)

@@ -45,7 +45,7 @@ class Worker:
         self._inbox.put(command)
 
     def listen(self, *, wait: bool = False) -> None:
-        """Run the commands told so far; `wait` for one where there is none."""
+        """Run the commands told so far; `wait` for one if there is none."""
         while wait or not self._inbox.empty():
             command, wait = self._inbox.get(), False
             try:
@@ -55,7 +55,7 @@ class Worker:
                 log.exception("a command to the engine failed")
 
     def answer(self, call: Callable[[], None], *, wait: float = 0.0) -> None:
-        """Run something on the event loop soon; nothing where the loop is closed and nobody is left to tell.
+        """Run something on the event loop soon. Nothing happens if the loop is closed: then nobody is left to tell.
 
         wait    at most so many seconds, until it and what it woke have run
         """

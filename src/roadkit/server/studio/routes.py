@@ -1,6 +1,6 @@
 """`/v1/studio/…`: what the page shows beyond the API's own routes. Keys and tenants hold here as everywhere.
 
-app.include_router(router(service))
+app.include_router(routes.router(service))
 """
 
 from __future__ import annotations
@@ -23,52 +23,53 @@ from ...errors import RoadkitError
 from ...store import CONFIG, WEIGHTS
 from ..access.keys import Key
 from ..adapters.catalog import Entry
+from ..adapters.residents import Residents
 from ..api.adapters import describe
-from ..api.requests import Body, ChatRequest, CompletionRequest
+from ..api.requests import Body, GenerationRequest
 from ..api.sse import EventStream
-from ..backends.encoder import EncoderEngine
+from ..backends.base import generates
 from ..errors import ApiError, from_roadkit, not_found
+from ..metrics import Metrics
 from ..service import Service
-from .together import Together
+from .comparison import Comparison
 
 COLUMNS = 8
 
 
-class TogetherRequest(Body):
+class ComparisonRequest(Body):
     """POST /v1/studio/answers: requests as the API takes them, one a column."""
 
-    requests: list[ChatRequest | CompletionRequest] = Field(min_length=1, max_length=COLUMNS)
+    requests: list[GenerationRequest] = Field(min_length=1, max_length=COLUMNS)
 
 
 def router(service: Service) -> APIRouter:
     """The page's own routes."""
-    routes = APIRouter(prefix="/v1/studio")
+    routes, backend = APIRouter(prefix="/v1/studio"), service.backend
 
     @routes.get("/session")
     async def session(request: Request) -> dict[str, Any]:
         """What the caller may do here, and what the model is."""
         caller: Key = request.state.caller
-        generates = not isinstance(service.backend, EncoderEngine)
         return {
             "model": service.settings.model,
             "version": __version__,
             "keyed": not service.keyring.open,
             "admin": caller.admin,
-            "uploads": caller.admin and service.registry is not None,
-            "generates": generates,
-            "chats": generates and bool(getattr(service.backend.tokenizer, "chat_template", None)),
+            "uploads": caller.admin and service.inventory.uploads is not None,
+            "generates": "generate" in backend.abilities,
+            "chats": "chat" in backend.abilities,
         }
 
     @routes.get("/adapters")
     async def adapters(request: Request) -> dict[str, Any]:
         """The caller's adapters with what the table shows of them."""
         caller: Key = request.state.caller
-        counts = _counts(service, caller)
+        counts = _counts(service.metrics, caller)
 
         def rows() -> list[dict[str, Any]]:
-            return [_row(service, caller, entry, counts) for entry in service.catalog.visible(caller.tenant)]
+            return [_row(service.residents, caller, entry, counts) for entry in service.catalog.visible(caller.tenant)]
 
-        return {"object": "list", "data": await service.work(rows)}
+        return {"object": "list", "data": await service.threads.work(rows)}
 
     @routes.get("/anatomy")
     async def show_anatomy(request: Request, model: str) -> JSONResponse:
@@ -89,7 +90,7 @@ def router(service: Service) -> APIRouter:
         caller: Key = request.state.caller
         if not caller.admin:
             raise not_found(request.url.path)
-        now = service.backend.stats()
+        now = backend.stats()
         return {
             "running": now.running,
             "waiting": now.waiting,
@@ -102,16 +103,16 @@ def router(service: Service) -> APIRouter:
             "cache_used": now.cache_used,
             "registered": len(service.catalog.all()),
             "resident": len(service.residents),
-            "adapters": _counts(service, caller),
+            "adapters": _counts(service.metrics, caller),
         }
 
-    if not isinstance(service.backend, EncoderEngine):
+    if generates(backend):
 
         @routes.post("/answers", response_model=None)
-        async def together(request: Request, body: TogetherRequest) -> Response:
+        async def compare(request: Request, body: ComparisonRequest) -> Response:
             """Answer several requests in one batch, over one stream."""
-            begun = await Together.begin(service, request.state.caller, body.requests)
-            return EventStream(begun, begun.events(), request)
+            comparison = await Comparison.begin(service, backend, request.state.caller, body.requests)
+            return EventStream(comparison, comparison.events(), request)
 
     return routes
 
@@ -120,27 +121,26 @@ async def _computed(service: Service, caller: Key, model: str, look: Any) -> dic
     """look(adapter) for an expression, on a worker thread."""
 
     def compute() -> dict[str, Any]:
-        factors = service.parse(caller, model)
+        factors = service.catalog.parse(caller.tenant, model)
         if not factors:
             raise ApiError(400, "the base model turns nothing; name an adapter", param="model")
         lease = service.residents.acquire(factors)
         try:
-            if lease.adapter.positions is not None or lease.parts:
+            if lease.intervenes:
                 raise ApiError(400, "an intervention turns hidden states, not a layer's outputs", param="model")
             return look(lease.adapter.rotation)
         finally:
             service.residents.release(lease)
 
     try:
-        return await service.work(compute)
+        return await service.threads.work(compute)
     except RoadkitError as error:
         raise from_roadkit(error, param="model") from None
 
 
-def _counts(service: Service, caller: Key) -> dict[str, dict[str, float]]:
+def _counts(metrics: Metrics, caller: Key) -> dict[str, dict[str, float]]:
     """Adapter → answers and tokens so far; an admin's over all tenants, others' their own."""
     found: dict[str, dict[str, float]] = {}
-    metrics = service.metrics
     for field, counter in (("answers", metrics.answers), ("tokens", metrics.generated_tokens)):
         for family in counter.collect():
             for sample in family.samples:
@@ -150,14 +150,14 @@ def _counts(service: Service, caller: Key) -> dict[str, dict[str, float]]:
     return found
 
 
-def _row(service: Service, caller: Key, entry: Entry, counts: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _row(residents: Residents, caller: Key, entry: Entry, counts: dict[str, dict[str, float]]) -> dict[str, Any]:
     own = entry.tenant == caller.tenant
     return {
         **describe(entry),
         **_facts(entry.source),
-        "resident": service.residents.holds(entry),
+        "resident": residents.holds(entry),
         "answers": counts.get(entry.name, {}).get("answers", 0.0),
-        "deletable": caller.admin and own and entry.origin == "upload" and service.registry is not None,
+        "deletable": caller.admin and own and entry.origin == "upload",
     }
 
 

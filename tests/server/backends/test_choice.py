@@ -1,13 +1,15 @@
-"""`roadkit serve --engine …`: what goes with which engine. Serving on vLLM itself is tested in tests/vllm."""
+"""Which backend is opened, and what goes with which. Serving on vLLM itself is tested in tests/vllm."""
 
 import logging
 
 import pytest
 from typer.testing import CliRunner
 
+from roadkit import models
 from roadkit.cli import app
-from roadkit.engine.options import VllmOptions
+from roadkit.engine.options import EngineOptions, VllmOptions
 from roadkit.errors import RoadkitError
+from roadkit.server.backends import choice
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +40,18 @@ def test_options_of_the_other_engine_are_refused(tiny_folder, options, message):
 
 
 def test_encoders_and_int8_are_refused_before_vllm_starts(tiny_folder, monkeypatch):
-    from roadkit import models
-    from roadkit.server.backends import opening
-
-    monkeypatch.setattr(opening, "find_spec", lambda name: object())
+    monkeypatch.setattr(choice, "find_spec", lambda name: object())
     with pytest.raises(RoadkitError, match="vLLM reads quantised checkpoints"):
-        opening.open_backend(str(tiny_folder), VllmOptions(weights="int8"))
+        choice.open_backend(str(tiny_folder), VllmOptions(weights="int8"))
     monkeypatch.setattr(models, "is_encoder", lambda name: True)
     with pytest.raises(RoadkitError, match="is an encoder, and --engine vllm generates text"):
-        opening.open_backend(str(tiny_folder), VllmOptions())
+        choice.open_backend(str(tiny_folder), VllmOptions())
+
+
+def test_an_encoder_goes_where_there_is_a_gpu(tmp_path, tiny_bert, tiny_tokenizer, monkeypatch):
+    tiny_bert(vocab_size=384).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(models, "best_device", lambda asked=None: asked or "meta")  # stands for a GPU
+    for options, device in (({}, "meta"), ({"device": "cpu"}, "cpu")):
+        backend = choice.open_backend(str(tmp_path), EngineOptions(), **options)
+        assert backend.model.device.type == backend.bank.device.type == device

@@ -14,8 +14,9 @@ from ... import models
 from ...engine.options import EngineOptions, VllmOptions
 from ...errors import ModelError, RoadkitError
 from ..settings import Limits
-from .embedded import EmbeddedEngine
-from .encoder import EncoderEngine
+from .base import EncodingBackend, GeneratingBackend
+from .embedded import EmbeddedBackend
+from .encoder import EncoderBackend
 from .vllm import VllmBackend
 
 TEXTS = 8  # that may wait at an encoder for each request that may wait at a decoder
@@ -28,7 +29,7 @@ def open_backend(
     max_queue: int = 256,
     num_labels: int | None = None,
     device: str | None = None,
-) -> EmbeddedEngine | EncoderEngine | VllmBackend:
+) -> GeneratingBackend | EncodingBackend:
     """Load a base model, on the GPU if there is one and no `device` is named.
 
     max_queue    requests that may wait, half of them one tenant's
@@ -47,7 +48,7 @@ def open_backend(
         config = models.load_config(model)
         own_head = any(name.endswith("ForSequenceClassification") for name in config.architectures)
         labels = num_labels or (config.num_labels if own_head else None)
-        return EncoderEngine(
+        return EncoderBackend(
             models.load_encoder(model, num_labels=labels, device=models.best_device(device)),
             models.load_tokenizer(model),
             max_batch=options.max_batch,
@@ -57,7 +58,7 @@ def open_backend(
     from ...engine.engine import Engine
 
     engine = Engine.from_pretrained(model, device=device, **options.given)
-    return EmbeddedEngine(engine, max_queue=max_queue, max_queue_per_tenant=half)
+    return EmbeddedBackend(engine, max_queue=max_queue, max_queue_per_tenant=half)
 
 
 def _check_vllm(model: str, options: VllmOptions, *, num_labels: int | None, device: str | None) -> None:
