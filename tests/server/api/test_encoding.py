@@ -66,7 +66,7 @@ def test_a_client_that_leaves_takes_its_texts_out_of_the_queue(stuck):
             assert len(service.backend._queue) == 2 and meter._live["tiny"] == 2
             assert (await ended(encoding, Client(gone=True))).message == "the client has gone"
             assert given_back(service, meter)
-            assert meter._tokens.level == 1000 - encoding.tokens < 1000
+            assert meter._tokens.level == 1000, "nothing was read"
 
     asyncio.run(run())
 
@@ -107,5 +107,24 @@ def test_what_cannot_begin_leaves_nothing_behind(stuck):
             with pytest.raises(ApiError) as caught:
                 await begin()
             assert caught.value.status == 429 and given_back(service, meter)
+            assert meter._tokens.level == 1000, "what is refused costs nothing"
+
+    asyncio.run(run())
+
+
+def test_what_was_read_is_charged_once(tiny_bert, tiny_tokenizer):
+    async def run():
+        heads, kept = keys(tokens_per_minute=1000)
+        backend = EncoderBackend(tiny_bert(vocab_size=384), tiny_tokenizer)
+        app = build(ServerSettings(model="tiny"), Keyring(tuple(kept)), backend)
+        async with app.router.lifespan_context(app):
+            service = app.state.service
+            key = service.keyring.caller(heads["acme"]["Authorization"])
+            body = EncodingRequest(model="tiny", input=[[5] * 7, [6] * 3])
+            encoding = await Encoding.begin(service, backend, key, body, task="embed")
+            assert len(await encoding.results(Client())) == 2 and encoding.tokens == 10
+            encoding.close()
+            assert given_back(service, service.meters.of(key))
+            assert service.meters.of(key)._tokens.level == pytest.approx(990, abs=0.5)
 
     asyncio.run(run())

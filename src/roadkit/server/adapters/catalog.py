@@ -132,7 +132,7 @@ class Catalog:
         return self._own.get(tenant, {}).get(name) or self._public.get(name)
 
     def resolve(self, tenant: str, name: str) -> tuple[Entry, str] | None:
-        """The same, and the subspace that `tasks:german` names; whether there is such a one shows when it is read."""
+        """As `find`, and the subspace that `tasks:german` names. Nobody has read the adapter yet: it may have no such one."""
         if (entry := self.find(tenant, name)) is not None:
             return entry, ""
         owner, _, part = name.rpartition(":")

@@ -33,7 +33,7 @@ from .catalog import Catalog, Entry, Factor, version_of
 
 log = logging.getLogger("roadkit.server")
 
-MAX_SOUND = 4096
+MAX_SOUND = 4096  # expressions that were composed once and are known to be sound
 
 
 @dataclass(eq=False)
@@ -69,7 +69,7 @@ class Residents:
         self._lock = threading.Lock()  # held for a look-up at most: the event loop takes it too
         self._building = threading.Lock()  # held while something is read or composed
         self._pinned: dict[tuple[str, str], Lease] = {}
-        self._sound: OrderedDict[str, None] = OrderedDict()  # expressions that intervene and were composed once
+        self._sound: OrderedDict[str, None] = OrderedDict()  # expressions that intervene
 
     def __len__(self) -> int:
         return len(self._leases)

@@ -27,7 +27,7 @@ class Encoding(RequestJobs[EncodingJob]):
 
     def __init__(self, service: Service, backend: EncodingBackend, key: Key, body: EncodingRequest, task: EncodingTask):
         super().__init__(service, backend, key, body.model, count=len(body.inputs))
-        self._backend, self._body, self._tokens = backend, body, 0
+        self._backend, self._body = backend, body
         self._task: EncodingTask = task
         self._results: dict[int, Vector | Exception] = {}
         self._complete = asyncio.Event()
@@ -55,21 +55,21 @@ class Encoding(RequestJobs[EncodingJob]):
                 raise self._failure(job, result)
             vectors.append(result)
         self.service.metrics.encoded(
-            tenant=self.key.tenant, adapter=label_of(self.model), texts=self.count, tokens=self._tokens
+            tenant=self.key.tenant, adapter=label_of(self.model), texts=self.count, tokens=self.tokens
         )
         return vectors
 
     @property
     def tokens(self) -> int:
-        """Those of all texts."""
-        return self._tokens
+        """Those of the texts that the model read."""
+        read = (job for index, job in enumerate(self.jobs) if isinstance(self._results.get(index), list))
+        return sum(len(job.token_ids) for job in read)
 
     # ---- inside ----------------------------------------------------------------------------------------------
 
     def _prepare(self, lease: Lease | None) -> list[tuple[list[int], str | None]]:
         """On a worker thread: tokens of each text, and the adapter."""
         token_ids = [self._backend.encode(text) for text in self._body.inputs]
-        self._tokens = sum(map(len, token_ids))
         if self._task == "classify" and not self._backend.own_head:
             if lease is None or not lease.adapter.rotation.heads:
                 raise ApiError(400, "the base has no head; name an adapter that brings one", param="model")

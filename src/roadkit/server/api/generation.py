@@ -161,7 +161,8 @@ class Generation(RequestJobs[GenerationJob]):
 
 def _checked_count(body: GenerationRequest, limits: Limits) -> int:
     """How many answers are wanted. Raises `ApiError` for what is beyond the limits."""
-    num_prompts, total = len(body.prompts), len(body.prompts) * (body.n or 1)
+    num_prompts = len(body.prompts)
+    total = num_prompts * (body.n or 1)
     schema = body.response_format.wanted if body.response_format else None
     try:
         schema_size = len(json.dumps(schema)) if schema else 0

@@ -24,6 +24,7 @@ from ..adapters.residents import Lease
 from ..backends.base import Job, TakesJobs
 from ..errors import ApiError, from_roadkit
 from ..service import Service
+from ..traffic import Cancellable
 
 JobT = TypeVar("JobT", bound=Job)
 Prepared = TypeVar("Prepared")
@@ -122,12 +123,8 @@ class RequestJobs(ABC, Generic[JobT]):
             self.service.residents.release(self._lease)
 
 
-class Answering(Protocol):
+class Answering(Cancellable, Protocol):
     """What a response is made of: the jobs of one request, or of several."""
-
-    def cancel(self, why: str) -> None:
-        """End what still runs."""
-        ...
 
     def close(self) -> None:
         """Nobody reads any more."""

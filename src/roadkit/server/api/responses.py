@@ -14,6 +14,7 @@ from .vocabulary import Vocabulary
 
 
 def finish_reason(completion: Completion) -> str:
+    """OpenAI's word for how an answer ended."""
     return completion.finish_reason if completion.finish_reason in ("stop", "length") else "stop"
 
 

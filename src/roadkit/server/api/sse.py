@@ -1,6 +1,6 @@
-"""`EventStream`: server-sent events of one generation, ended within a step when the client goes away.
+"""`EventStream`: an answer as server-sent events. If the client goes away, the answer ends within a step.
 
-return EventStream(generation, lines, request)       # lines(): an async iterator of JSON objects
+return EventStream(generation, events, request)       # events: an async iterator of JSON objects
 """
 
 from __future__ import annotations
