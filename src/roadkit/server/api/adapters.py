@@ -135,7 +135,7 @@ def router(service: Service) -> APIRouter:
             raise _unknown(name)
         if entry.origin == "folder":
             raise ApiError(409, f"{name!r} comes from a folder that the server watches; remove it there")
-        await _changed(service, partial(service.inventory.forget, entry))
+        await _change(service, partial(service.inventory.forget, entry))
         return {"id": name, "object": "adapter", "deleted": True}
 
     return routes
@@ -160,11 +160,11 @@ async def _activate(
     """Keep an adapter and make it current."""
     _check_keeps(service)
     keep = partial(service.inventory.keep, tenant, name, config, weights, public=public, pinned=pinned)
-    entry = await _changed(service, keep)
+    entry = await _change(service, keep)
     return JSONResponse(describe(entry), status_code=201)
 
 
-async def _changed(service: Service, call: Callable[[], Result]) -> Result:
+async def _change(service: Service, call: Callable[[], Result]) -> Result:
     """Change the inventory, one change at a time."""
     async with service.changing:
         with _storage():

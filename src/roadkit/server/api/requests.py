@@ -81,8 +81,9 @@ class ResponseFormat(Body):
 
 
 class Sampling(Body):
-    """What both generating routes take. Their bodies also say what is wanted of each prompt, whatever its fields are called.
+    """What both generating routes take. Each of their bodies says, whatever its own fields are called:
 
+    prompts           each prompt by itself
     answer_tokens     tokens of an answer at most; None leaves it to the context
     wanted_logprobs   alternatives to report beside each token; None reports nothing
     """
