@@ -3,12 +3,12 @@
 import torch
 from harness import measure, ratio
 
-from roadkit.kernels.rows import backend, rotate_rows, rotate_rows_torch
+from roadkit.kernels.rows import backend_for, rotate_rows, rotate_rows_torch
 
 
 def run(rounds: int = 9) -> dict:
     rows_of = {}
-    figures: dict = {"backend": backend("cpu")}
+    figures: dict = {"backend": backend_for("cpu")}
     for count, width, repeat in ((8, 576, 2000), (8, 1536, 2000), (64, 1536, 500), (4096, 1536, 5)):
         h = torch.randn(count, width)
         rows = torch.arange(count) % 8

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from .adapter import Adapter
-from .errors import ExpressionError, UnknownAdapter, nearest
+from .errors import AdapterError, ExpressionError, UnknownAdapter, nearest
 
 MAX_STRENGTH = 8.0
 MAX_TERMS = 16
@@ -53,6 +53,12 @@ def parse(text: str, names: Collection[str]) -> tuple[Term, ...]:
     if len(terms) > MAX_TERMS:
         raise ExpressionError(f"the expression has {len(terms)} terms, at most {MAX_TERMS} are allowed")
     return tuple(terms)
+
+
+def check_name(name: str) -> None:
+    """Raise `AdapterError` for a name that no expression could say."""
+    if _NAME.fullmatch(name) is None:
+        raise AdapterError(f"{name!r} is no adapter name: letters, digits and _.:/@- after a letter, digit or _")
 
 
 def canonical(terms: tuple[Term, ...]) -> str:

@@ -18,8 +18,9 @@ from torch import nn
 
 from . import modules, store
 from .adapter import Adapter
-from .errors import ExpressionError
+from .errors import AdapterError, ExpressionError
 from .intervene import files as interventions
+from .intervene.intervention import Intervention
 from .intervene.positions import Positions
 from .intervene.sites import check_sites
 
@@ -69,7 +70,14 @@ def load(source: str | os.PathLike) -> AnyAdapter:
 
 
 def check_fit(model: nn.Module, adapter: AnyAdapter) -> None:
-    """Raise `AdapterError` or `ModelError` if the model lacks a layer or site of the adapter, or has it in another width."""
+    """Raise `AdapterError` or `ModelError` if the model lacks a layer or site of the adapter, or has it in another width.
+
+    An intervention that interchanges fits no bank or server: its hidden states are those of one other run.
+    """
+    if isinstance(adapter, Intervention) and adapter.source is not None:
+        raise AdapterError(
+            "the intervention takes hidden states from another run; `intervened` does that, a bank cannot"
+        )
     if adapter.positions is None:
         modules.match(model, adapter.rotation)
     else:

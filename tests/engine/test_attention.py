@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roadkit.engine import attention as room
-from roadkit.engine.attention import Span, Step, attention, install
+from roadkit.engine.attention import attention, make_step, route_attention
 from roadkit.engine.cache import PAGE, PagedCache
+from roadkit.engine.step import Span
 from roadkit.errors import ModelError
 from roadkit.kernels import native
 from tests.conftest import TOLERANCE
@@ -42,8 +42,7 @@ class Requests:
         self.v = [torch.randn(length, kv_heads, head_dim).to(dtype) for length in lengths]
         self.done = [0] * len(lengths)
         self.outputs = [[] for _ in lengths]
-        self.step = Step(cache)
-        self.module = SimpleNamespace(roadkit_step=self.step, layer_idx=0)
+        self.cache, self.module = cache, SimpleNamespace(layer_idx=0)
         names = {"scale": "scaling", "softcap": "softcap", "window": "sliding_window"}
         self.options, self.reference = {names[name]: value for name, value in options.items()}, options
 
@@ -54,12 +53,12 @@ class Requests:
             spans.append(Span(start, count, self.done[i], self.pages[i]))
             parts.append((i, slice(self.done[i], self.done[i] + count)))
             start += count
-        self.step.begin(spans)
+        step = make_step(self.cache, spans)
         q, k, v = (
             torch.cat([table[i][part] for i, part in parts]).transpose(0, 1).unsqueeze(0)
             for table in (self.q, self.k, self.v)
         )
-        out, weights = attention(self.module, q, k, v, **self.options)
+        out, weights = attention(self.module, q, k, v, roadkit_step=step, **self.options)
         assert weights is None
         assert out.shape == (1, start, *self.q[0].shape[1:])
         assert out.dtype == q.dtype
@@ -81,7 +80,7 @@ def backend(request, monkeypatch):
     if request.param == "native" and native.load() is None:
         pytest.skip("no C compiler here")
     if request.param == "torch":
-        monkeypatch.setattr(room.native, "load", lambda: None)
+        monkeypatch.setattr(native, "load", lambda: None)
 
 
 HEADS = [(4, 2, 8), (3, 3, 5), (4, 1, 17), (1, 1, 1), (8, 2, 64), (2, 2, 2)]
@@ -112,7 +111,7 @@ def test_decoding_is_plain_attention(backend, heads, options):
 def test_any_order_of_chunks_is_plain_attention(lengths, heads, options, fused, random):
     with pytest.MonkeyPatch.context() as patch:
         if not fused:
-            patch.setattr(room.native, "load", lambda: None)
+            patch.setattr(native, "load", lambda: None)
         requests = Requests(lengths, *heads, **options)
         while True:
             open_ones = [i for i, length in enumerate(lengths) if requests.done[i] < length]
@@ -192,14 +191,13 @@ def test_weights_are_softmax_to_the_last_digits():
 def test_models_outside_transformers_interface_are_refused():
     from transformers import BloomConfig, BloomForCausalLM, T5Config, T5ForConditionalGeneration
 
-    cache = PagedCache(4, device=torch.device("cpu"))
     bloom = BloomForCausalLM(BloomConfig(vocab_size=16, hidden_size=8, n_layer=1, n_head=2))
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
     for model in (bloom, t5):
         with pytest.raises(
             ModelError, match=r"does not use transformers' attention interface: its cache cannot be paged"
         ):
-            install(model, cache)
+            route_attention(model)
 
 
 def test_models_with_other_kinds_of_layers_are_refused():
@@ -213,7 +211,7 @@ def test_models_with_other_kinds_of_layers_are_refused():
     with pytest.raises(
         ModelError, match="Lfm2ForCausalLM has layers of type 'conv', which the paged cache cannot serve"
     ):
-        install(Lfm2ForCausalLM(config), PagedCache(4, device=torch.device("cpu")))
+        route_attention(Lfm2ForCausalLM(config))
 
 
 def test_attention_sinks_are_refused():

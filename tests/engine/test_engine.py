@@ -8,12 +8,10 @@ import torch
 
 from roadkit import models, modules
 from roadkit.adapter import Adapter
-from roadkit.engine import engine as room
 from roadkit.engine.engine import Engine
 from roadkit.engine.request import Completion, Request
 from roadkit.errors import AdapterError, ExpressionError, ModelError, QueueFull, RequestError
 from roadkit.kernels import native
-from roadkit.kernels import rows as kernels
 from tests.conftest import TOLERANCE, random_parameters
 
 VOCAB = 384
@@ -186,7 +184,7 @@ def test_engine_without_fused_kernels_gives_the_same(make, tiny_llama, adapters,
     requests = [Request(prompt=prompt(i, 30), adapter=name, max_tokens=8, logprobs=0) for i, name in enumerate(NAMES)]
     expected = make().generate(requests)
     monkeypatch.setattr(native, "load", lambda: None)
-    monkeypatch.setattr(kernels, "backend", lambda device: "torch")
+    monkeypatch.setattr("roadkit.kernels.rows.backend_for", lambda device: "torch")
     engine = make()
     assert not engine.runner.packed
     answers = engine.generate(requests)
@@ -435,7 +433,7 @@ def test_leaving_a_stream_early_cancels(make):
 def nothing_held(engine: Engine) -> bool:
     cache = engine.scheduler.cache
     idle = not engine.scheduler.running and not engine.scheduler.waiting
-    return idle and cache.num_free == cache.num_pages and not any(engine.bank._users.values())
+    return idle and cache.num_free == cache.num_pages and not engine.bank.num_held
 
 
 def test_cancelling_frees_row_and_pages_within_a_step(make):
@@ -630,9 +628,9 @@ def test_a_failing_step_fails_its_requests_and_the_engine_lives_on(make, monkeyp
         if where == "step":
             patch.setattr(engine.runner.model, "forward", fail)
         elif where == "sample":
-            patch.setattr(room, "sample", fail)
+            patch.setattr("roadkit.engine.engine.sample", fail)
         else:
-            patch.setattr(room.Detokenizer, "push", fail)
+            patch.setattr("roadkit.engine.text.Detokenizer.push", fail)
         answers = engine.generate(items)
     assert [(answer.finish_reason, answer.error) for answer in answers] == [("error", "RuntimeError: out of luck")] * 3
     assert "a step failed" in caplog.text
@@ -645,7 +643,7 @@ def test_adapter_removed_while_requests_wait_and_run(make, adapters, tiny_llama)
     running, waiting = (engine.submit(Request(prompt=prompt(i), adapter="one", max_tokens=6)) for i in range(2))
     engine.step()
     engine.remove_adapter("one")
-    engine.bank._rows.clear()  # as if evicted: the waiting request finds neither name nor row
+    engine.bank._slots._slots.clear()  # as if evicted: the waiting request finds neither name nor row
     assert_greedy(tiny_llama(vocab_size=VOCAB), adapters["one"], prompt(0), running.result())
     late = waiting.result()
     assert late.finish_reason == "error"

@@ -7,25 +7,24 @@ from hypothesis import strategies as st
 from transformers.generation import logits_process as theirs
 
 from roadkit.engine.request import Request
-from roadkit.engine.sampler import _penalise, _uniform, sample, token_logprobs
-from roadkit.engine.scheduler import Sequence, end_tensor
-from tests.conftest import TOLERANCE
+from roadkit.engine.sampler import _penalise, _uniform, sample
+from roadkit.engine.sequence import TokenSequence
 
 VOCAB = 24
 quick = settings(max_examples=40)
 
 
-def sequence(prompt=(1, 2, 3), generated=(), *, end_ids=(2,), seed=0, **options) -> Sequence:
-    return Sequence(
+def sequence(prompt=(1, 2, 3), generated=(), *, end_ids=(2,), seed=0, **options) -> TokenSequence:
+    made = TokenSequence(
         id=0,
         request=Request(prompt=list(prompt), **options),
         terms=(),
-        token_ids=[*prompt, *generated],
-        num_prompt=len(prompt),
+        token_ids=list(prompt),
         seed=seed,
         end_ids=frozenset(end_ids),
-        end_ids_tensor=end_tensor(frozenset(end_ids)),
     )
+    made.token_ids += generated
+    return made
 
 
 def draws(logits: torch.Tensor, count: int = 3000, **options) -> torch.Tensor:
@@ -198,27 +197,3 @@ def test_banned_tokens_are_never_drawn():
     seen = draws(logits, count=2000, temperature=1.0, min_tokens=1, end_ids=range(20))
     assert not seen[:20].any()
     assert (seen[20:] > 0.2).all()
-
-
-# ---- log-probabilities ------------------------------------------------------------------------------------------
-
-
-def test_logprobs_are_log_softmax():
-    logits, tokens = torch.randn(4, VOCAB), [3, 5, 7, 9]
-    found = token_logprobs(logits, tokens, [0, None, 3, 100])
-    table = logits.log_softmax(dim=-1)
-    assert found[1] is None
-    for i, count in ((0, 0), (2, 3), (3, VOCAB)):
-        entry = found[i]
-        assert entry is not None
-        assert entry.token_id == tokens[i]
-        torch.testing.assert_close(torch.tensor(entry.logprob), table[i, tokens[i]], **TOLERANCE[torch.float32])
-        assert len(entry.top) == count
-        values, order = table[i].topk(count)
-        assert [token for token, _ in entry.top] == order.tolist()
-        torch.testing.assert_close(torch.tensor([value for _, value in entry.top]), values, **TOLERANCE[torch.float32])
-
-
-def test_nobody_asks_for_logprobs():
-    assert token_logprobs(torch.randn(2, VOCAB), [1, 2], [None, None]) == [None, None]
-    assert token_logprobs(torch.randn(0, VOCAB), [], []) == []

@@ -8,13 +8,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from roadkit.engine.bank import Row
+from roadkit.engine.bank.slots import Row
 from roadkit.engine.cache import PAGE, PagedCache
 from roadkit.engine.request import Request
-from roadkit.engine.scheduler import Scheduler, Sequence
+from roadkit.engine.scheduler import Scheduler
+from roadkit.engine.sequence import TokenSequence
 from roadkit.errors import AdapterError, BankFull, QueueFull
 
-NOTHING = torch.empty(0, dtype=torch.int64)
 ids = itertools.count()
 
 
@@ -25,7 +25,7 @@ class Rows:
         self.slots, self.resident, self.users = slots, {}, {}
         self.version = dict.fromkeys("abcd", 0)
 
-    def acquire(self, sequence: Sequence) -> Row:
+    def acquire(self, sequence: TokenSequence) -> Row:
         name = sequence.request.adapter
         if name is None:
             return Row(0, "")
@@ -55,22 +55,18 @@ def make(pages: int = 64, slots: int = 8, **options) -> tuple[Scheduler, Rows]:
     return Scheduler(cache, acquire=rows.acquire, release=rows.release, **options), rows
 
 
-def request(prompt, adapter=None, *, max_tokens=8, tenant="", **options) -> Sequence:
+def request(prompt, adapter=None, *, max_tokens=8, tenant="", **options) -> TokenSequence:
     prompt = list(prompt)
-    return Sequence(
+    return TokenSequence(
         id=next(ids),
         request=Request(prompt=prompt, adapter=adapter, max_tokens=max_tokens, **options),
         terms=(),
         token_ids=prompt,
-        num_prompt=len(prompt),
-        seed=0,
-        end_ids=frozenset(),
-        end_ids_tensor=NOTHING,
         tenant=tenant,
     )
 
 
-def step(scheduler: Scheduler, token: int = 1) -> list[tuple[Sequence, int]]:
+def step(scheduler: Scheduler, token: int = 1) -> list[tuple[TokenSequence, int]]:
     """What the engine does in a step, with `token` for whatever the model would say."""
     batch = scheduler.next_batch()
     scheduler.advance(batch)
@@ -115,7 +111,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler, self.rows = make(pages, slots, max_batch=max_batch, max_waiting=6, chunk=chunk, burst=2 * chunk)
         self.scheduler.max_skips = 3
         self.content: dict[tuple[int, int], tuple] = {}  # (page, offset) → (tenant and adapter, tokens so far)
-        self.live: list[Sequence] = []
+        self.live: list[TokenSequence] = []
         self.first_key: dict[int, str] = {}
         self.admitted: set[int] = set()
         take = self.scheduler._take_prefix

@@ -10,7 +10,6 @@ from roadkit.engine.bank import Bank
 from roadkit.engine.cache import PAGE
 from roadkit.engine.engine import Engine
 from roadkit.engine.request import Request
-from roadkit.engine.runner import Runner
 from roadkit.errors import AdapterError, ExpressionError, ModelError
 from roadkit.expression import compose
 from roadkit.intervene import intervened
@@ -84,7 +83,7 @@ def test_the_row_of_an_intervention_leaves_linear_layers_alone(room):
     both = engine.bank.acquire(engine.bank.parse("formal + tasks:one"))
     assert both.slot == both.site_slot != 0
     engine.bank.release(both)
-    assert not any(engine.bank._users.values())
+    assert not engine.bank.num_held
 
 
 def test_shared_beginnings_are_not_confused_by_positions(room):
@@ -123,8 +122,8 @@ def test_static_decode_intervenes_too(room, monkeypatch):
 
     plain, known, engine = room
     plain.generation_config.eos_token_id = None
-    static = StaticDecode(engine.runner.model, engine.runner.attention, engine.bank)
-    monkeypatch.setattr(Runner, "_static", lambda self, bank: static)
+    static = StaticDecode(engine.runner.model, engine.runner.cache)
+    monkeypatch.setattr(engine.runner, "static", static)
     names = ["steer", "tasks", None]
     prompts = [prompt(i, 6 + i) for i in range(3)]
     requests = [
@@ -148,7 +147,7 @@ def test_bad_requests_fail_alone(room, make_intervention):
     assert "intervenes at last:2 and at first:3" in (mixed.error or "")
     assert "no adapter 'tasks:three'; did you mean" in (unknown.error or "")
     assert fine.error is None
-    assert not any(engine.bank._users.values())
+    assert not engine.bank.num_held
     with pytest.raises(ModelError, match=r"no module 'model.layers.9'"):
         engine.add_adapter("bad", make_intervention(sites=("model.layers.9",)))
     with pytest.raises(AdapterError, match="takes hidden states from another run"):

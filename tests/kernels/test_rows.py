@@ -12,8 +12,7 @@ from torch import Tensor
 
 from roadkit.errors import AdapterError, AlgebraError
 from roadkit.kernels import native
-from roadkit.kernels import rows as kernels
-from roadkit.kernels.rows import rotate_rows, rotate_rows_loop
+from roadkit.kernels.rows import backend_for, rotate_rows, rotate_rows_loop
 from tests.conftest import TOLERANCE
 
 SHAPES = [(2, 2), (6, 2), (6, 6), (192, 2), (192, 6), (192, 64), (192, 192), (576, 2), (576, 6), (576, 64), (576, 576)]
@@ -28,6 +27,7 @@ SHAPES += [
 COUNTS = (0, 1, 7, 133)
 POPULARITY = ("identical", "distinct", "uniform", "zipf", "skewed")
 SLOTS = 140
+BACKEND = "roadkit.kernels.rows.backend_for"
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -35,7 +35,7 @@ def backend(request, monkeypatch):
     """Every test that asks for it runs on both of the CPU's back ends."""
     if request.param == "native" and native.load() is None:
         pytest.skip("no C compiler here")
-    monkeypatch.setattr(kernels, "backend", lambda device_type: request.param)
+    monkeypatch.setattr(BACKEND, lambda device_type: request.param)
     return request.param
 
 
@@ -117,7 +117,7 @@ def test_any_layout_equals_the_loop(batch, tokens, shape, layout, prefix, index,
     h, before = views(plain, layout), plain.clone()
     rows = torch.randint(SLOTS, (batch,) if prefix else (batch, tokens)).to(index)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "backend", lambda device_type: chosen)
+        patch.setattr(BACKEND, lambda device_type: chosen)
         actual = rotate_rows(h, rows, a, b, (group_size,))
     check(actual, rotate_rows_loop(plain, rows, a, b, (group_size,)))
     assert torch.equal(h, before)
@@ -278,18 +278,18 @@ def test_vectors_of_other_dtypes_are_refused_by_the_fused_kernel(backend):
 
 
 def test_backend_is_chosen_once_and_named_in_the_log(caplog, monkeypatch):
-    kernels.backend.cache_clear()
+    backend_for.cache_clear()
     calls = []
     monkeypatch.setattr(native, "load", lambda: calls.append(1))
     with caplog.at_level(logging.INFO, "roadkit.kernels"):
-        assert [kernels.backend("cpu") for _ in range(3)] == ["torch"] * 3
+        assert [backend_for("cpu") for _ in range(3)] == ["torch"] * 3
     assert caplog.messages == ["rotate_rows on cpu: torch"]
     assert len(calls) == 1
-    kernels.backend.cache_clear()
+    backend_for.cache_clear()
 
 
 def test_compiled_graphs_trace_the_torch_path(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    monkeypatch.setattr(kernels, "_rotate_native", None)
+    monkeypatch.setattr("roadkit.kernels.rows._rotate_native", None)
     (a, b), h, rows = vectors(1, 6), torch.randn(4, 6), torch.arange(4)
     check(rotate_rows(h, rows, a, b, (2,)), rotate_rows_loop(h, rows, a, b, (2,)))

@@ -7,8 +7,6 @@ import re
 import pytest
 import torch
 
-from roadkit import rotation
-
 pytest.importorskip("triton")  # Linux only
 from roadkit.kernels import triton_rows
 
@@ -32,7 +30,7 @@ def _interpreted():
 
 
 @pytest.fixture
-def kernels(monkeypatch):
+def interpreted(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     torch.manual_seed(0)
     return _interpreted()
@@ -73,10 +71,10 @@ def assert_close(actual, expected):
 
 @pytest.mark.parametrize("popularity", ["identical", "distinct", "uniform", "zipf", "skewed"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_kernel_matches_the_loop(kernels, dtype, popularity):
+def test_kernel_matches_the_loop(interpreted, dtype, popularity):
     a, b = bank(192, (64,), slots=31)
     h, rows = torch.randn(31, 192).to(dtype), rows_by(popularity, 31, slots=31)
-    assert_close(kernels.rotate_rows(h, rows, a, b, (64,)), loop(h, rows, a, b, (64,)))
+    assert_close(interpreted.rotate_rows_triton(h, rows, a, b, (64,)), loop(h, rows, a, b, (64,)))
 
 
 @pytest.mark.parametrize(
@@ -84,10 +82,10 @@ def test_kernel_matches_the_loop(kernels, dtype, popularity):
     [(n, d, g) for n in (0, 1, 7) for d in (2, 6, 192, 576) for g in sorted({2, 6, 64, d}) if d % g == 0]
     + [(133, 6, 2), (133, 192, 64), (133, 576, 576)],
 )
-def test_odd_sizes_match_the_loop(kernels, n, d, g):
+def test_odd_sizes_match_the_loop(interpreted, n, d, g):
     a, b = bank(d, (g,))
     h, rows = torch.randn(n, d), rows_by("uniform", n).int()
-    z = kernels.rotate_rows(h, rows, a, b, (g,))
+    z = interpreted.rotate_rows_triton(h, rows, a, b, (g,))
     assert z.shape == (n, d) and z.dtype == h.dtype
     assert_close(z, loop(h, rows, a, b, (g,)))
 
@@ -105,11 +103,11 @@ def test_odd_sizes_match_the_loop(kernels, n, d, g):
     ],
 )
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_several_group_sizes_and_in_place_match_the_loop(kernels, dtype, d, sizes, in_place):
+def test_several_group_sizes_and_in_place_match_the_loop(interpreted, dtype, d, sizes, in_place):
     a, b = bank(d, sizes)
     h, rows = torch.randn(3, d).to(dtype), rows_by("uniform", 3)
     expected = loop(h, rows, a, b, sizes)
-    z = kernels.rotate_rows(h, rows, a, b, sizes, h if in_place else None)
+    z = interpreted.rotate_rows_triton(h, rows, a, b, sizes, h if in_place else None)
     assert (z is h) == in_place
     assert_close(z, expected)
 
@@ -123,56 +121,50 @@ VIEWS = {
 
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("kind", VIEWS)
-def test_strides_are_followed(kernels, kind, in_place):
+def test_strides_are_followed(interpreted, kind, in_place):
     view, whole = VIEWS[kind], torch.randn(192, 400)
     h, rest = view(whole), whole.clone()
     (a, b), rows = bank(192, (6, 64)), rows_by("uniform", h.shape[0])
     expected = loop(h, rows, a, b, (6, 64))
-    z = kernels.rotate_rows(h, rows, a, b, (6, 64), h if in_place else None)
+    z = interpreted.rotate_rows_triton(h, rows, a, b, (6, 64), h if in_place else None)
     assert_close(z, expected)
     view(rest).copy_(h)  # nothing but the view was written
     assert torch.equal(whole, rest)
 
 
-def test_slices_of_a_wider_bank_are_read_by_their_strides(kernels):
+def test_slices_of_a_wider_bank_are_read_by_their_strides(interpreted):
     buffer = torch.randn(SLOTS, 3, 500)
     a, b = buffer[:, 0, 4:196], buffer[:, 1:, 4:196].transpose(0, 1)
     h, rows = torch.randn(7, 192), rows_by("uniform", 14)[::2]
-    assert_close(kernels.rotate_rows(h, rows, a, b, (2, 64)), loop(h, rows, a, b, (2, 64)))
+    assert_close(interpreted.rotate_rows_triton(h, rows, a, b, (2, 64)), loop(h, rows, a, b, (2, 64)))
 
 
-def test_out_may_overlap_h(kernels):
+def test_out_may_overlap_h(interpreted):
     (a, b), rows, buffer = bank(192, (64,)), rows_by("uniform", 7), torch.randn(8, 192)
     expected = loop(buffer[:7], rows, a, b, (64,))
-    kernels.rotate_rows(buffer[:7], rows, a, b, (64,), buffer[1:])
+    interpreted.rotate_rows_triton(buffer[:7], rows, a, b, (64,), buffer[1:])
     assert_close(buffer[1:], expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_does_not_depend_on_its_batch(kernels, dtype):
+def test_a_row_does_not_depend_on_its_batch(interpreted, dtype):
     (a, b), rows, h = bank(576, (2, 64)), rows_by("zipf", 7), torch.randn(7, 576).to(dtype)
     a[0], b[:, 0] = 1, 0
     rows[3] = 0
-    mixed = kernels.rotate_rows(h, rows, a, b, (2, 64))
+    mixed = interpreted.rotate_rows_triton(h, rows, a, b, (2, 64))
     for i in range(7):
-        assert torch.equal(mixed[i : i + 1], kernels.rotate_rows(h[i : i + 1], rows[i : i + 1], a, b, (2, 64)))
+        assert torch.equal(
+            mixed[i : i + 1], interpreted.rotate_rows_triton(h[i : i + 1], rows[i : i + 1], a, b, (2, 64))
+        )
     assert torch.equal(mixed[3], h[3])  # the identity slot is exact
-    assert torch.equal(mixed, kernels.rotate_rows(h, rows, a, b, (2, 64), h))
+    assert torch.equal(mixed, interpreted.rotate_rows_triton(h, rows, a, b, (2, 64), h))
 
 
-def test_a_row_without_a_slot_is_nan_and_its_neighbours_are_right(kernels):
+def test_a_row_without_a_slot_is_nan_and_its_neighbours_are_right(interpreted):
     (a, b), h = bank(192, (64,)), torch.randn(4, 192)
-    z = kernels.rotate_rows(h, torch.tensor([1, -1, SLOTS, 2]), a, b, (64,))
+    z = interpreted.rotate_rows_triton(h, torch.tensor([1, -1, SLOTS, 2]), a, b, (64,))
     assert z[1:3].isnan().all()
     assert_close(z[[0, 3]], loop(h[[0, 3]], torch.tensor([1, 2]), a, b, (64,)))
-
-
-@pytest.mark.parametrize("variant", rotation.VARIANTS)
-def test_one_adapter_for_all_rows_is_rotation_rotate(kernels, variant):
-    size = rotation.num_parameters(variant, 192)
-    a, b = rotation.lower(variant, torch.randn(size), torch.randn(size), 64)
-    h = torch.randn(7, 192)
-    assert_close(kernels.rotate(h, a, b, 64), rotation.rotate(h, a, b, 64))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,9 +3,9 @@
     pages = cache.allocate(3)          # None when the pool is exhausted
     cache.release(pages)
 
-A request wastes at most one partly filled page, 15 positions, however long it gets. Pages whose content is complete are
-remembered by a key that names the adapter's content and every token up to their end; a later request with the same
-beginning under the same adapter reads them instead of computing them again. Pages nobody uses keep their content
+However long a request gets, it wastes at most one partly filled page, 15 positions. Pages whose content is complete are
+remembered by a key that names the adapter's content and every token up to their end: a later request with the same
+beginning under the same adapter reads them instead of computing them again. Pages that nobody uses keep their content
 until they are needed, least recently used first.
 """
 
@@ -17,8 +17,11 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor
+from transformers.modeling_utils import PreTrainedModel
 
-PAGE = 16  # positions; inference.c reads one page's scores as one vector
+from ..errors import RequestError
+
+PAGE = 16  # positions, as in c/inference.h: the C kernels read one page's scores as one vector
 
 
 class PagedCache:
@@ -27,7 +30,7 @@ class PagedCache:
     def __init__(self, num_pages: int, *, device: torch.device):
         self.num_pages, self.device = num_pages, device
         self.spare_page = num_pages  # where padding writes; nobody reads it
-        self.keys: dict[int, Tensor] = {}  # layer → [pages, kv_heads, head_dim, PAGE], transposed for inference.c
+        self.keys: dict[int, Tensor] = {}  # layer → [pages, kv_heads, head_dim, PAGE], transposed for the C kernels
         self.values: dict[int, Tensor] = {}  # layer → [pages, kv_heads, PAGE, head_dim]
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_pages))
         self._users = [0] * num_pages
@@ -36,6 +39,7 @@ class PagedCache:
 
     @property
     def num_free(self) -> int:
+        """Pages that nobody uses."""
         return len(self._free)
 
     def layer(self, index: int, num_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -48,7 +52,7 @@ class PagedCache:
         return self.keys[index], self.values[index]
 
     def allocate(self, count: int) -> list[int] | None:
-        """`count` pages with one user each, or None (and nothing taken) where there are not enough."""
+        """`count` pages with one user each, or None (and nothing taken) if there are not enough."""
         if count > len(self._free):
             return None
         pages = [self._free.popitem(last=False)[0] for _ in range(count)]
@@ -87,8 +91,24 @@ class PagedCache:
 
 
 def stored_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What a model of `dtype` keeps in its pages: on the CPU float32, which its kernels read."""
+    """What a model of `dtype` keeps in its pages: on the CPU float32, which the C kernels read."""
     return torch.float32 if device.type == "cpu" else dtype
+
+
+def pages_that_fit(model: PreTrainedModel, *, gib: float, max_batch: int, max_context: int) -> int:
+    """Pages that fit `gib` GiB (2^30 bytes), or that every request could ever fill, whichever is less.
+
+    Raises `RequestError` if not one page fits.
+    """
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    number_bytes = stored_dtype(model.dtype, model.device).itemsize
+    page_bytes = 2 * PAGE * heads * head_dim * number_bytes * config.num_hidden_layers
+    fitting = int(gib * 2**30) // page_bytes
+    if fitting < 1:
+        raise RequestError(f"cache_gib {gib:g} holds no page: one needs {page_bytes} bytes")
+    return min(fitting, max_batch * -(-max_context // PAGE))
 
 
 def page_keys(adapter_key: str, token_ids: list[int], marks: Collection[int] = ()) -> list[bytes]:

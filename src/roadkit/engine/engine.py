@@ -21,19 +21,21 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from .. import models
-from ..errors import AdapterError, ModelError, RequestError, RoadkitError
+from ..errors import AdapterError, ModelError, RoadkitError
 from ..expression import Term
 from ..kinds import AnyAdapter
-from . import scheduler as scheduling
-from .bank import Bank, Row
-from .cache import PAGE, PagedCache, stored_dtype
+from .bank import Bank
+from .bank.slots import Row
+from .cache import PAGE, PagedCache, pages_that_fit
 from .grammar import Grammars
+from .logprobs import token_logprobs
 from .options import EngineOptions, takes
 from .prompts import PromptEncoder
-from .request import Chunk, Completion, Fault, FinishReason, Request, failed
+from .request import Chunk, Completion, Fault, FinishReason, Request, TokenLogprob, failed
 from .runner import Runner, Scored
-from .sampler import sample, token_logprobs
+from .sampler import sample
 from .scheduler import Scheduler
+from .sequence import TokenSequence
 from .stream import Stream
 from .text import Detokenizer, end_ids_of
 
@@ -67,9 +69,13 @@ class Engine:
         longest = min(wanted.max_context or limit, limit)
         self.tokenizer = tokenizer
         self.end_ids = end_ids_of(model, tokenizer)
-        number = stored_dtype(model.dtype, model.device).itemsize
-        cache_gib = CACHE_GIB if wanted.cache_gib is None else wanted.cache_gib
-        cache = PagedCache(_num_pages(config, number, cache_gib, wanted.max_batch, longest), device=model.device)
+        num_pages = pages_that_fit(
+            model,
+            gib=CACHE_GIB if wanted.cache_gib is None else wanted.cache_gib,
+            max_batch=wanted.max_batch,
+            max_context=longest,
+        )
+        cache = PagedCache(num_pages, device=model.device)
         self.max_context = min(longest, cache.num_pages * PAGE)
         self.prompts = PromptEncoder(tokenizer, vocab_size=config.vocab_size, max_context=self.max_context)
         self.runner = Runner(model, cache, weights=wanted.weights)
@@ -164,19 +170,32 @@ class Engine:
         with self._lock:
             return self.enqueue(self.prepare(request))
 
-    def prepare(
-        self, request: Request, *, terms: tuple[Term, ...] | None = None, tenant: str = ""
-    ) -> scheduling.Sequence:
+    def prepare(self, request: Request, *, terms: tuple[Term, ...] | None = None, tenant: str = "") -> TokenSequence:
         """Tokenise and check a request without waiting for a running step; `enqueue` takes the result.
 
-        terms   what `request.adapter` was parsed to elsewhere; tenant  who shares computed prompt beginnings with whom
+        terms   what `request.adapter` was parsed to elsewhere
+        tenant  requests share computed prompt beginnings within a tenant only
         """
-        return self._sequence(request, self.bank.parse(request.adapter) if terms is None else terms, tenant)
+        terms = self.bank.parse(request.adapter) if terms is None else terms
+        token_ids = self.prompts.encode(request.prompt)
+        self.prompts.check_room(len(token_ids), request.max_tokens)
+        vocab = self.prompts.vocab_size
+        return TokenSequence(
+            id=next(self._ids),
+            request=request,
+            terms=terms,
+            tenant=tenant,
+            token_ids=token_ids,
+            seed=random.getrandbits(63) if request.seed is None else request.seed,
+            end_ids=frozenset(token for token in {*self.end_ids, *request.stop_token_ids} if 0 <= token < vocab),
+            detokenizer=Detokenizer(self.tokenizer, request.stop, token_ids),
+            grammar=None if request.json_schema is None else self._grammars.json(request.json_schema),
+        )
 
-    def enqueue(self, sequence: scheduling.Sequence) -> Stream:
+    def enqueue(self, sequence: TokenSequence) -> Stream:
         """Queue what `prepare` returned. Raises `QueueFull`."""
         with self._lock:
-            stream = Stream(self, sequence)
+            stream = Stream(sequence, step=self.step, cancel=self.cancel)
             self.scheduler.submit(sequence)
             return stream
 
@@ -204,14 +223,14 @@ class Engine:
                     raise
             return True
 
-    def cancel(self, sequence: scheduling.Sequence) -> None:
+    def cancel(self, sequence: TokenSequence) -> None:
         """Stop a request now; its row and pages are free for the next step. No effect once it has finished."""
         with self._lock:
             self._finish(sequence, "cancelled")
 
     # ---- inside -------------------------------------------------------------------------------------------------
 
-    def _acquire(self, sequence: scheduling.Sequence) -> Row:
+    def _acquire(self, sequence: TokenSequence) -> Row:
         row = self.bank.acquire(sequence.terms)
         if self.bank.heads_of(row):
             self.bank.release(row)
@@ -221,81 +240,38 @@ class Engine:
             )
         return row
 
-    def _sequence(self, request: Request, terms: tuple[Term, ...], tenant: str) -> scheduling.Sequence:
-        token_ids = self.prompts.encode(request.prompt)
-        self.prompts.check_room(len(token_ids), request.max_tokens)
-        vocab = self.prompts.vocab_size
-        end_ids = frozenset(token for token in {*self.end_ids, *request.stop_token_ids} if 0 <= token < vocab)
-        return scheduling.Sequence(
-            id=next(self._ids),
-            request=request,
-            terms=terms,
-            tenant=tenant,
-            token_ids=token_ids,
-            num_prompt=len(token_ids),
-            seed=random.getrandbits(63) if request.seed is None else request.seed,
-            end_ids=end_ids,
-            end_ids_tensor=scheduling.end_tensor(end_ids),
-            detokenizer=Detokenizer(self.tokenizer, request.stop, token_ids),
-            grammar=None if request.json_schema is None else self._grammars.json(request.json_schema),
-        )
-
     def _append(self, scored: list[Scored]) -> None:
         """Choose and record the next token of every sequence that is through with its tokens."""
-        ready = []
-        for item in scored:
-            if item.prompt is not None:
-                self._record_prompt(item)
-            if not item.sequence.remaining:
-                ready.append(item)
+        for sequence, _, prompt in scored:
+            if prompt is not None:
+                sequence.record_prompt(prompt)
+        ready = [item for item in scored if not item.sequence.remaining]
         if not ready:
             return
+        sequences = [item.sequence for item in ready]
         logits = torch.stack([item.last for item in ready])
-        raw = logits.clone() if any(item.sequence.request.logprobs is not None for item in ready) else logits
+        counts = [sequence.request.logprobs for sequence in sequences]
+        raw = logits.clone() if any(count is not None for count in counts) else logits
         finite = logits.sum(dim=-1).isfinite().tolist()
-        tokens = sample(logits, [item.sequence for item in ready])
-        logprobs = token_logprobs(raw, tokens, [item.sequence.request.logprobs for item in ready])
-        for item, fine, token, logprob in zip(ready, finite, tokens, logprobs, strict=True):
-            sequence = item.sequence
-            if not fine:
-                self._finish(
-                    sequence, "error", error="the model's logits are not finite with this adapter", fault="request"
-                )
-                continue
-            self._push(sequence, token, logprob)
+        tokens = sample(logits, sequences)
+        logprobs = token_logprobs(raw, tokens, counts)
+        for sequence, fine, token, logprob in zip(sequences, finite, tokens, logprobs, strict=True):
+            if fine:
+                self._push(sequence, token, logprob)
+            else:
+                error = "the model's logits are not finite with this adapter"
+                self._finish(sequence, "error", error=error, fault="request")
 
-    def _push(self, sequence: scheduling.Sequence, token: int, logprob) -> None:
-        request = sequence.request
-        sequence.token_ids.append(token)
-        if logprob is not None:
-            sequence.logprobs.append(logprob)
-        if sequence.grammar is not None:
-            sequence.grammar.accept(token)
-        if token in sequence.end_ids and not request.ignore_eos:
-            self._finish(sequence, "stop", num_new=1)
-            return
-        text = sequence.detokenizer.push(token)
-        if sequence.detokenizer.stopped or (sequence.grammar is not None and sequence.grammar.complete):
-            self._finish(sequence, "stop", text=text, num_new=1)
-        elif sequence.num_generated >= request.max_tokens:
-            self._finish(sequence, "length", text=text, num_new=1)
-        else:
+    def _push(self, sequence: TokenSequence, token: int, logprob: TokenLogprob | None) -> None:
+        text, reason = sequence.append(token, logprob)
+        if reason is None:
             sequence.emit(Chunk(text, (token,), () if logprob is None else (logprob,), None))
-
-    def _record_prompt(self, item: Scored) -> None:
-        sequence, logits = item.sequence, item.prompt
-        assert logits is not None
-        first = sequence.num_computed - len(logits)
-        del sequence.prompt_logprobs[first + 1 :]  # from before a preemption
-        if not sequence.prompt_logprobs:
-            sequence.prompt_logprobs.append(None)  # nothing predicts the first token
-        following = sequence.token_ids[first + 1 : min(first + len(logits), sequence.num_prompt - 1) + 1]
-        counts = [sequence.request.prompt_logprobs] * len(following)
-        sequence.prompt_logprobs += token_logprobs(logits[: len(following)], following, counts)
+        else:
+            self._finish(sequence, reason, text=text, num_new=1)
 
     def _finish(
         self,
-        sequence: scheduling.Sequence,
+        sequence: TokenSequence,
         reason: FinishReason,
         *,
         text: str = "",
@@ -304,33 +280,6 @@ class Engine:
         fault: Fault | None = None,
     ) -> None:
         """End a request wherever it is. `text` and `num_new` tokens were not emitted yet."""
-        if sequence.finished:
-            return
-        sequence.finished = reason
-        text += sequence.detokenizer.finish()
-        self.scheduler.finish(sequence)
-        generated = sequence.token_ids[sequence.num_prompt :]
-        completion = Completion(
-            text=sequence.detokenizer.text,
-            token_ids=generated,
-            finish_reason=reason,
-            logprobs=sequence.logprobs if sequence.request.logprobs is not None else None,
-            prompt_logprobs=sequence.prompt_logprobs if sequence.request.prompt_logprobs is not None else None,
-            prompt_tokens=sequence.num_prompt,
-            cached_tokens=sequence.num_cached,
-            error=error,
-            fault=fault,
-        )
-        logprobs = sequence.logprobs[-num_new:] if num_new else []
-        sequence.emit(Chunk(text, generated[len(generated) - num_new :], logprobs, completion))
-
-
-def _num_pages(config: Any, number: int, cache_gib: float, max_batch: int, max_context: int) -> int:
-    """Pages that fit the memory, or that every request could ever fill, whichever is less. A number has `number` bytes."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    page_bytes = 2 * PAGE * heads * head_dim * number * config.num_hidden_layers
-    fitting = int(cache_gib * 2**30) // page_bytes
-    if fitting < 1:
-        raise RequestError(f"cache_gib {cache_gib:g} holds no page: one needs {page_bytes} bytes")
-    return min(fitting, max_batch * -(-max_context // PAGE))
+        if sequence.finished is None:
+            self.scheduler.finish(sequence)
+            sequence.emit(sequence.finish(reason, text=text, num_new=num_new, error=error, fault=fault))

@@ -1,27 +1,23 @@
 """Choosing the next token of many requests at once, each by its own settings.
 
-    tokens, logprobs = sample(logits, sequences)      # logits [n, vocab] float32
+    tokens = sample(logits, sequences)      # logits [n, vocab] float32
 
 The order of the steps is transformers': repetition penalty, n-grams, minimum length, temperature, top-k, top-p, min-p.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .request import TokenLogprob
-
-if TYPE_CHECKING:
-    from .scheduler import Sequence
+from .sequence import TokenSequence
 
 _NEGATIVE = float("-inf")
 
 
-def sample(logits: Tensor, sequences: Many[Sequence]) -> list[int]:
+def sample(logits: Tensor, sequences: Sequence[TokenSequence]) -> list[int]:
     """One token for each row of logits [n, vocab]; changes logits in place."""
     _penalise(logits, sequences)
     greedy = logits.argmax(dim=-1)
@@ -32,21 +28,7 @@ def sample(logits: Tensor, sequences: Many[Sequence]) -> list[int]:
     return greedy.tolist()
 
 
-def token_logprobs(logits: Tensor, token_ids: Many[int], counts: Many[int | None]) -> list[TokenLogprob | None]:
-    """Log-probabilities of the chosen tokens under logits [n, vocab], with `counts[i]` alternatives; None skips a row."""
-    wanted = [i for i, count in enumerate(counts) if count is not None]
-    results: list[TokenLogprob | None] = [None] * len(token_ids)
-    if not wanted:
-        return results
-    table = logits[torch.tensor(wanted, device=logits.device)].float().log_softmax(dim=-1)
-    for row, i in zip(table, wanted, strict=True):
-        top = row.topk(min(counts[i] or 0, len(row)))
-        pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-        results[i] = TokenLogprob(token_ids[i], float(row[token_ids[i]]), pairs)
-    return results
-
-
-def _penalise(logits: Tensor, sequences: Many[Sequence]) -> None:
+def _penalise(logits: Tensor, sequences: Sequence[TokenSequence]) -> None:
     for row, sequence in zip(logits, sequences, strict=True):
         request = sequence.request
         if request.repetition_penalty != 1:
@@ -59,7 +41,7 @@ def _penalise(logits: Tensor, sequences: Many[Sequence]) -> None:
             banned = _repeats(sequence.token_ids, request.no_repeat_ngram_size)
             row[torch.tensor(banned, dtype=torch.int64, device=row.device)] = _NEGATIVE
         if sequence.num_generated < request.min_tokens or request.ignore_eos:
-            row[sequence.end_ids_tensor.to(row.device)] = _NEGATIVE
+            row[sequence.end_index.to(row.device)] = _NEGATIVE
         if sequence.grammar is not None:
             sequence.grammar.mask(row)
 
@@ -73,7 +55,7 @@ def _repeats(token_ids: list[int], size: int) -> list[int]:
     return [token_ids[i + size - 1] for i in starts if token_ids[i : i + size - 1] == prefix]
 
 
-def _draw(logits: Tensor, sequences: Many[Sequence]) -> Tensor:
+def _draw(logits: Tensor, sequences: Sequence[TokenSequence]) -> Tensor:
     """Sample by inverting the cumulative distribution over tokens sorted by likelihood."""
     device = logits.device
     temperature = torch.tensor([sequence.request.temperature for sequence in sequences], device=device)
@@ -94,7 +76,7 @@ def _draw(logits: Tensor, sequences: Many[Sequence]) -> Tensor:
     target = (torch.tensor(uniform, dtype=torch.float64, device=device) * cumulative[:, -1]).unsqueeze(1)
     index = torch.searchsorted(cumulative, target, right=True).clamp_max_(vocab - 1)
     last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1  # rounding must not choose a token of probability 0
-    return order.gather(1, torch.minimum(index, last).clamp_min_(0)).squeeze(1)  # −1 where a row is all NaN
+    return order.gather(1, torch.minimum(index, last).clamp_min_(0)).squeeze(1)  # −1 if a row is all NaN
 
 
 def _uniform(seed: int, position: int) -> float:

@@ -14,54 +14,11 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from ..errors import BankFull, QueueFull, RoadkitError
-from ..expression import Term
-from .bank import IDENTITY, Row
+from .bank.slots import Row
 from .cache import PAGE, PagedCache, page_keys
-from .request import Chunk, FinishReason, Request, TokenLogprob
-
-
-@dataclass(eq=False)
-class Sequence:
-    """A request on its way: its tokens so far, its pages, its bank row."""
-
-    id: int
-    request: Request
-    terms: tuple[Term, ...]
-    token_ids: list[int]  # prompt, then generated
-    num_prompt: int
-    seed: int
-    end_ids: frozenset[int]
-    end_ids_tensor: Tensor
-    tenant: str = ""  # computed prompt beginnings are shared within a tenant only
-    detokenizer: Any = None
-    grammar: Any = None
-    emit: Callable[[Chunk], None] = lambda chunk: None
-    row: Row | None = None
-    marks: frozenset[int] = frozenset()  # positions of the prompt at which the row intervenes
-    pages: list[int] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
-    num_computed: int = 0
-    num_cached: int = 0
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
-    finished: FinishReason | None = None
-    skipped: int = 0
-
-    @property
-    def num_generated(self) -> int:
-        return len(self.token_ids) - self.num_prompt
-
-    @property
-    def remaining(self) -> int:
-        """Tokens not yet computed: the rest of the prompt, or the one just generated."""
-        return len(self.token_ids) - self.num_computed
+from .sequence import TokenSequence
 
 
 class Scheduler:
@@ -79,7 +36,7 @@ class Scheduler:
         self,
         cache: PagedCache,
         *,
-        acquire: Callable[[Sequence], Row],
+        acquire: Callable[[TokenSequence], Row],
         release: Callable[[Row], None],
         max_batch: int = 8,
         max_waiting: int = 4096,
@@ -88,15 +45,15 @@ class Scheduler:
     ):
         self.cache, self.acquire, self.release = cache, acquire, release
         self.max_batch, self.max_waiting, self.chunk, self.burst = max_batch, max_waiting, chunk, burst
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
-        self.failed: list[tuple[Sequence, RoadkitError]] = []
+        self.waiting: deque[TokenSequence] = deque()
+        self.running: list[TokenSequence] = []
+        self.failed: list[tuple[TokenSequence, RoadkitError]] = []
 
     @property
     def full(self) -> bool:
         return len(self.waiting) >= self.max_waiting
 
-    def submit(self, sequence: Sequence) -> None:
+    def submit(self, sequence: TokenSequence) -> None:
         """Queue a request. Raises `QueueFull`."""
         if self.full:
             raise QueueFull(
@@ -104,10 +61,10 @@ class Scheduler:
             )
         self.waiting.append(sequence)
 
-    def next_batch(self) -> list[tuple[Sequence, int]]:
+    def next_batch(self) -> list[tuple[TokenSequence, int]]:
         """The sequences of the next step with how many tokens of each to compute; [] when there is nothing to do."""
         self._admit()
-        batch: list[tuple[Sequence, int]] = []
+        batch: list[tuple[TokenSequence, int]] = []
         for sequence in list(self.running):
             if sequence.remaining == 1 and sequence in self.running and self._ensure_pages(sequence, 1):
                 batch.append((sequence, 1))
@@ -121,7 +78,7 @@ class Scheduler:
                     budget -= count
         return batch
 
-    def advance(self, batch: list[tuple[Sequence, int]]) -> None:
+    def advance(self, batch: list[tuple[TokenSequence, int]]) -> None:
         """Count computed tokens, and offer completed pages to requests with the same beginning."""
         for sequence, count in batch:
             before, sequence.num_computed = sequence.num_computed // PAGE, sequence.num_computed + count
@@ -134,7 +91,7 @@ class Scheduler:
                 for index in range(before, after):
                     self.cache.remember(sequence.pages[index], sequence.keys[index])
 
-    def finish(self, sequence: Sequence) -> None:
+    def finish(self, sequence: TokenSequence) -> None:
         """Give back everything a request holds, wherever it is."""
         if sequence in self.running:
             self.running.remove(sequence)
@@ -166,7 +123,7 @@ class Scheduler:
             self.waiting.remove(sequence)
             self.running.append(sequence)
 
-    def _acquire(self, sequence: Sequence) -> Row:
+    def _acquire(self, sequence: TokenSequence) -> Row:
         """A row, and the positions at which it intervenes. Raises what `acquire` does, and for positions that are not."""
         row = self.acquire(sequence)
         if row.positions is not None and not row.positions.generated:
@@ -177,7 +134,7 @@ class Scheduler:
                 raise
         return row
 
-    def _take_prefix(self, sequence: Sequence, row: Row) -> bool:
+    def _take_prefix(self, sequence: TokenSequence, row: Row) -> bool:
         """Pages for the whole prompt, as many as possible from requests with the same beginning."""
         sequence.keys = page_keys(sequence.tenant + row.key, sequence.token_ids, sequence.marks)
         shareable = 0 if sequence.request.prompt_logprobs is not None else (len(sequence.token_ids) - 1) // PAGE
@@ -190,7 +147,7 @@ class Scheduler:
         sequence.num_computed = sequence.num_cached = len(shared) * PAGE
         return True
 
-    def _ensure_pages(self, sequence: Sequence, count: int, *, preempt: bool = True) -> bool:
+    def _ensure_pages(self, sequence: TokenSequence, count: int, *, preempt: bool = True) -> bool:
         needed = -(-(sequence.num_computed + count) // PAGE) - len(sequence.pages)
         while needed > 0:
             fresh = self.cache.allocate(needed)
@@ -205,33 +162,19 @@ class Scheduler:
                 return False
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: TokenSequence) -> None:
         """Back to the head of the queue without pages, but with the bank row, and so the adapter's version, it has."""
         self.running.remove(sequence)
         self._free_pages(sequence)
         sequence.num_computed = 0
         self.waiting.appendleft(sequence)
 
-    def _free_pages(self, sequence: Sequence) -> None:
+    def _free_pages(self, sequence: TokenSequence) -> None:
         self.cache.release(sequence.pages)
         sequence.pages, sequence.keys = [], []
 
-    def _give_back(self, sequence: Sequence) -> None:
+    def _give_back(self, sequence: TokenSequence) -> None:
         self._free_pages(sequence)
         if sequence.row is not None:
             self.release(sequence.row)
             sequence.row = None
-
-
-def site_slots(sequence: Sequence, count: int) -> list[int]:
-    """The slot that rotates the hidden states of each of the sequence's next `count` tokens."""
-    row, first = sequence.row, sequence.num_computed
-    assert row is not None
-    if row.positions is None or row.positions.generated:
-        return [row.site_slot] * count
-    return [row.site_slot if position in sequence.marks else IDENTITY for position in range(first, first + count)]
-
-
-def end_tensor(end_ids: frozenset[int]) -> Tensor:
-    """The end tokens as an index, for masking. On the CPU: requests are made while the engine's thread uses the GPU."""
-    return torch.tensor(sorted(end_ids), dtype=torch.int64)

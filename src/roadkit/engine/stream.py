@@ -9,21 +9,20 @@ Whoever reads drives the engine's steps while no chunk is there.
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 from .request import Chunk, Completion
-
-if TYPE_CHECKING:
-    from .engine import Engine
-    from .scheduler import Sequence
+from .sequence import TokenSequence
 
 
 class Stream:
-    """A submitted request: iterate over its chunks, wait for its `result`, or `cancel` it."""
+    """A submitted request: iterate over its chunks, wait for its `result`, or `cancel` it.
 
-    def __init__(self, engine: Engine, sequence: Sequence):
-        self._engine, self._sequence = engine, sequence
+    step, cancel   the engine's: run a step for everything that is running; stop a sequence
+    """
+
+    def __init__(self, sequence: TokenSequence, *, step: Callable[[], bool], cancel: Callable[[TokenSequence], None]):
+        self._sequence, self._step, self._cancel = sequence, step, cancel
         self._chunks: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
         self._completion: Completion | None = None
         sequence.emit = self._chunks.put
@@ -31,7 +30,7 @@ class Stream:
     def __iter__(self) -> Iterator[Chunk]:
         while self._completion is None:
             while self._chunks.empty():
-                self._engine.step()
+                self._step()
             chunk = self._chunks.get()
             self._completion = chunk.completion
             yield chunk
@@ -45,4 +44,4 @@ class Stream:
 
     def cancel(self) -> None:
         """Stop the request now; its row and pages are free for the next step. No effect once it has finished."""
-        self._engine.cancel(self._sequence)
+        self._cancel(self._sequence)

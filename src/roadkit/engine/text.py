@@ -53,7 +53,7 @@ class Detokenizer:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True) if token_ids else ""
 
     def _end_of(self, token_ids: Sequence[int]) -> list[int]:
-        """A few of the last tokens, so many that their text is whole characters; none where that needs many."""
+        """A few of the last tokens, so many that their text is whole characters; none if that takes more than 20."""
         for count in range(4, 24, 4):
             if "\N{REPLACEMENT CHARACTER}" not in self._decode(end := list(token_ids[-count:])):
                 return end
@@ -62,7 +62,7 @@ class Detokenizer:
     def _step(self, token_id: int) -> str:
         try:
             return self._stream.step(self._tokenizer._tokenizer, token_id) or ""
-        except Exception:  # all that tokenizers raises, where bytes that are no text change what was decoded before
+        except Exception:  # all that tokenizers raises, if bytes that are no text change what was decoded before
             self._stream = DecodeStream(skip_special_tokens=True)
             return "\N{REPLACEMENT CHARACTER}" + (self._stream.step(self._tokenizer._tokenizer, token_id) or "")
 
@@ -77,7 +77,10 @@ def end_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:
     found: set[int] = set()
     for source in (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer):
         ids = getattr(source, "eos_token_id", None)
-        found |= set(ids) if isinstance(ids, (list, tuple)) else {ids} if ids is not None else set()
+        if isinstance(ids, list | tuple):
+            found |= set(ids)
+        elif ids is not None:
+            found.add(ids)
     return frozenset(found)
 
 

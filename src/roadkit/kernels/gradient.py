@@ -3,9 +3,9 @@
     z = rotate_trainable(h, theta, alpha, variant="road_1", group_size=64)   # h [4, 128, 576], theta and alpha [288]
     z.sum().backward()                                                       # fills theta.grad and alpha.grad
 
-The gradient needs the layer's input h or its output z: h = R⁻¹z wherever R is well conditioned, as every road_1 block
-is. Then z is kept, because later operations mostly keep it anyway (attention its values, an MLP its gate and up
-projection), and sharing it costs nothing. One pass over g and z gives the rest: `training.c`, or plain torch below.
+The gradient needs the layer's input h or its output z. If R is well conditioned, as every road_1 block is, h = R⁻¹z and
+z is kept: later operations mostly keep it anyway (attention its values, an MLP its gate and up projection), and sharing
+it costs nothing. One pass over the incoming gradient g and z gives the rest: in C (`c/training.c`), or in plain torch.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from ..rotation import VARIANTS, check_group_size, lower, num_parameters, rotate
 from . import native
 from .rows import rotate_rows
 
-MIN_SCALE = 1e-3  # where a block shrinks h below this, the input is kept
-MAX_CONDITION = 100  # and where a block's singular values differ by more than this
-MAX_NOISE = 1 / 64  # or by so much that the inverse turns the rounding of a 16-bit z into a larger relative error
+# The input is kept instead of the output if one block
+MIN_SCALE = 1e-3  # shrinks h by more than this,
+MAX_CONDITION = 100  # has singular values that differ by a larger factor than this,
+MAX_NOISE = 1 / 64  # or by so much that its inverse turns the rounding of a 16-bit z into a larger relative error.
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 _NUMBER = {"road_1": 1, "road_2": 2, "road_4": 4}
 _PARALLEL_FROM = 32768  # elements; below, waking a second thread costs more than it saves
@@ -34,13 +35,16 @@ _BLOCK_ROWS, _MAX_BLOCKS = 32, 64  # rows summed in one go; fixed, so that sums 
 def rotate_trainable(
     h: Tensor, theta: Tensor, alpha: Tensor, *, variant: str, group_size: int, reuse: bool = False
 ) -> Tensor:
-    """`z = a ⊙ h + b ⊙ swap(h)` with (a, b) = `lower(variant, θ, α)`, differentiable once in h, θ and α.
+    """`z = a ⊙ h + b ⊙ swap(h)` with `(a, b) = lower(variant, θ, α, group_size)`, differentiable once in h, θ and α.
 
     h             [..., d], any float dtype; z has its dtype, the arithmetic is float32 (float64 for float64)
-    theta, alpha  [num_parameters(variant, d)] in PEFT's layout, any float dtype; their gradients have it too
+    theta, alpha  [num_parameters(variant, d)] in PEFT's layout, any float dtype, θ in radians; gradients have their dtype
     reuse         h is nobody else's: z may take its memory, which spares a third of the traffic
 
-    Under `torch.compile` it is plain torch operations, which the compiler fuses and differentiates itself.
+    Raises `AdapterError` for θ or α of another shape, `AlgebraError` for a variant or group size that does not exist.
+    Under `torch.compile` these are plain torch operations, which the compiler fuses and differentiates itself.
+
+    Source: RoAd (arXiv 2409.00119, eq. 2-4); the parameters' layout is that of PEFT's `RoadLayer`.
     """
     theta, alpha = (x if x.dtype in (torch.float32, torch.float64) else x.float() for x in (theta, alpha))
     if torch.compiler.is_compiling():
@@ -52,10 +56,12 @@ def rotate_trainable(
 
 
 def rotate_blocks(h: Tensor, blocks: Sequence[tuple[int, Tensor, Tensor]], *, variant: str, group_size: int) -> Tensor:
-    """`rotate_trainable` of rows that belong to several adapters, each with parameters of its own; one node, one pass.
+    """`z[i] = R_k h[i]` for the rows i of adapter k: `rotate_trainable` for many adapters in one node of the graph.
 
-    h         [n, ..., d]
-    blocks    (rows, θ, α) for each adapter, whose rows of h follow each other; rows add up to n
+    h         [n, ..., d], any float dtype
+    blocks    (number of rows, θ, α) for each adapter; the adapters' rows of h follow each other
+
+    Raises `AdapterError` if the numbers of rows do not add up to n, and what `rotate_trainable` does.
     """
     for _, theta, alpha in blocks:
         _check(h, theta, alpha, variant, group_size)
@@ -93,7 +99,8 @@ class _Rotate(torch.autograd.Function):
         z, ctx.from_output = forward(h, theta, alpha, variant=variant, group_size=group_size, trains=trains, out=out)
         if z is h:
             ctx.mark_dirty(h)
-        ctx.save_for_backward((z if ctx.from_output else h) if trains else None, theta, alpha)
+        kept = z if ctx.from_output else h
+        ctx.save_for_backward(kept if trains else None, theta, alpha)
         return z
 
     @staticmethod
@@ -148,7 +155,7 @@ def _condition_limit(dtype: torch.dtype) -> float:
 
 
 def _forward_torch(h, theta, alpha, *, variant, group_size, trains, out):
-    """→ z, in `out` where it is given and is not h; and whether the gradient can do with z."""
+    """→ z, in `out` if it is given and is not h; and whether z is enough for the gradient."""
     a, b = lower(variant, theta, alpha, group_size)
     z = _rotate(h, a, b, group_size)
     if out is not None and out is not h:
@@ -166,7 +173,7 @@ def _forward_torch(h, theta, alpha, *, variant, group_size, trains, out):
 
 
 def _backward_torch(g, kept, theta, alpha, *, variant, group_size, from_output, dh):
-    """→ dθ and dα, or None and None where nothing was kept for them; writes dh unless it is None."""
+    """→ dθ and dα, both None if nothing was kept for them; writes dh unless it is None."""
     with torch.enable_grad():
         theta, alpha = theta.detach().requires_grad_(), alpha.detach().requires_grad_()
         lowered = lower(variant, theta, alpha, group_size)
@@ -191,12 +198,12 @@ def _rotate(h: Tensor, a: Tensor, b: Tensor, group_size: int) -> Tensor:
     return rotate_rows(h, slot, a.unsqueeze(0), b.unsqueeze(0), group_size)
 
 
-# ---- the same through `training.c`, one call and one pass over memory each way ----------------------------------
+# ---- the same in C: one call and one pass over memory each way ---------------------------------------------------
 
 
 @functools.cache
 def _functions() -> dict[torch.dtype, tuple[Callable[..., int], Callable[..., int]]]:
-    """Forward and backward for each dtype; none where `training.c` cannot be built."""
+    """Forward and backward of each dtype; {} if the C kernels cannot be built."""
     library = native.load_training()
     if library is None:
         return {}
@@ -212,7 +219,7 @@ def _is_native(h: Tensor, theta: Tensor, alpha: Tensor) -> bool:
 
 
 def _forward_native(h, theta, alpha, *, variant, group_size, trains, out):
-    """→ z, in `out` where it is given (h itself, too); and whether the gradient can do with z."""
+    """→ z, in `out` if it is given (it may be h); and whether z is enough for the gradient."""
     h = h if h.is_contiguous() else h.contiguous()
     z, (n, d) = torch.empty_like(h) if out is None else out, _rows(h)
     result = _functions()[h.dtype][0](
@@ -228,7 +235,7 @@ def _forward_native(h, theta, alpha, *, variant, group_size, trains, out):
 
 
 def _backward_native(g, kept, theta, alpha, *, variant, group_size, from_output, dh):
-    """As `_backward_torch`; g and dh contiguous."""
+    """As `_backward_torch`; g and dh are contiguous."""
     n, d = _rows(g)
     kept = None if kept is None else kept.contiguous()
     d_theta, d_alpha = (None, None) if kept is None else (torch.empty_like(theta), torch.empty_like(alpha))

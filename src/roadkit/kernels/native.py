@@ -1,39 +1,35 @@
-"""Builds `inference.c` and `training.c` once with the C compiler; the cache keeps one file a source and processor.
+"""The C kernels as Python sees them: the structures that they read, and the bound functions.
 
-    library = native.load()      # inference.c, bound; None where there is no compiler, or ROADKIT_NATIVE=0
+    library = native.load()                # None if there is no compiler, or with ROADKIT_NATIVE=0
+    library.rk_rms_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), num_rows, d, eps, num_threads)
     training = native.load_training()
 
-Torch's own OpenMP runtime is shared: the library asks for `libgomp.so.1`, which torch has loaded already.
-
-With ROADKIT_NATIVE=portable it is built for any server processor of the last ten years instead of this one, and where the
-cache has it no compiler is needed: for images.
+Structures and arguments are those of `c/inference.h` and `c/training.c`, which say what each of them means. A structure
+holds addresses: whoever fills it keeps the tensors alive.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
+import math
 import os
-import platform
-import shutil
 import subprocess
-import tempfile
-from pathlib import Path
 
-from ..files import cache_dir
+import torch  # its OpenMP runtime has to be loaded before a library
+from torch import Tensor
+
+from ..errors import AdapterError
+from .build import build, find_compiler, sources_of
 
 log = logging.getLogger("roadkit.kernels")
-
-FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
-X86 = ("x86_64", "AMD64")
 
 pointer, size, integer, real = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_float
 
 
 class Rotations(ctypes.Structure):
-    """The bank's vectors of one layer, as `inference.c` reads them; see `Rotations` there."""
+    """One layer's rotations as a bank holds them; `rotations_of` fills it."""
 
     _fields_ = [
         ("a", pointer),
@@ -49,7 +45,7 @@ class Rotations(ctypes.Structure):
 
 
 class Linear(ctypes.Structure):
-    """A packed linear layer; see `Linear` in inference.c."""
+    """A packed linear layer."""
 
     _fields_ = [
         ("packed", pointer),
@@ -63,10 +59,10 @@ class Linear(ctypes.Structure):
 
 
 class DecoderLayer(ctypes.Structure):
-    """A Llama-like layer; see `DecoderLayer` in inference.c."""
+    """A Llama-like layer."""
 
     _fields_ = [
-        *((name, Linear) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, ctypes.POINTER(Linear)) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         ("attention_norm", pointer),
         ("mlp_norm", pointer),
         ("attention_eps", real),
@@ -77,16 +73,17 @@ class DecoderLayer(ctypes.Structure):
         ("num_heads", size),
         ("num_kv_heads", size),
         ("head_dim", size),
+        ("window", size),
     ]
 
 
 class DecodeStep(ctypes.Structure):
-    """One new token of each request; see `DecodeStep` in inference.c."""
+    """One new token of each of several requests."""
 
     _fields_ = [
         ("count", size),
         ("rows", pointer),
-        ("slots", pointer),
+        ("places", pointer),
         ("tables", pointer),
         ("last", pointer),
         ("table_stride", size),
@@ -96,85 +93,38 @@ class DecodeStep(ctypes.Structure):
 
 
 def load() -> ctypes.CDLL | None:
-    """The bound library, built if need be; None (once, with the reason in the log) where that is impossible."""
-    return _load("inference.c") if os.environ.get("ROADKIT_NATIVE", "1") != "0" else None
+    """The kernels of inference, built if need be; None (the log says why, once) if that is impossible."""
+    return _load("inference") if os.environ.get("ROADKIT_NATIVE", "1") != "0" else None
 
 
 def load_training() -> ctypes.CDLL | None:
-    """The same for `training.c`, which only `gradient` needs."""
-    return _load("training.c") if os.environ.get("ROADKIT_NATIVE", "1") != "0" else None
+    """The kernels of training likewise, which only `gradient` needs."""
+    return _load("training") if os.environ.get("ROADKIT_NATIVE", "1") != "0" else None
 
 
 @functools.cache
-def _load(source: str) -> ctypes.CDLL | None:
-    import torch  # noqa: F401  (its OpenMP runtime has to be loaded first)
-
-    compiler = next(
-        (path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None
-    )
+def _load(name: str) -> ctypes.CDLL | None:
     try:
-        path = _build(compiler, Path(__file__).with_name(source))
+        path = build(name, sources_of(name), find_compiler())
         if path is None:
             log.warning("no C compiler found: the fused CPU kernels are off, plain torch serves instead")
             return None
         library = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
-        log.warning("%s could not be built, plain torch serves instead: %s", source, detail)
+        log.warning("the C kernels of %s could not be built, plain torch serves instead: %s", name, detail)
         return None
-    return {"inference.c": _bind_inference, "training.c": _bind_training}[source](library)
-
-
-def _build(compiler: str | None, source: Path) -> Path | None:
-    """The library's file, from the cache where it is there; None where it is not and no compiler is."""
-    if _portable():
-        flags = [*FLAGS, "-march=x86-64-v3" if platform.machine() in X86 else "-march=armv8.2-a"]
-        made_by = ""  # whoever built it, wherever
-    elif compiler is None:
-        return None
-    else:
-        flags = [*FLAGS, "-march=native", *(["-mprefer-vector-width=512"] if platform.machine() in X86 else [])]
-        made_by = f"{compiler} {_processor()}"
-    key = hashlib.sha256()
-    for part in (source.read_bytes(), " ".join(flags).encode(), made_by.encode()):
-        key.update(part)
-    target = cache_dir() / "native" / f"{source.stem}-{key.hexdigest()[:16]}.so"
-    if target.exists():
-        return target
-    if compiler is None:
-        return None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        built = Path(folder) / target.name
-        command = [compiler, *flags, str(source), "-o", str(built), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        os.replace(built, target)
-    return target
-
-
-def _portable() -> bool:
-    return os.environ.get("ROADKIT_NATIVE") == "portable"
-
-
-def _processor() -> str:
-    """What `-march=native` depends on, so that a cache shared by different machines holds one file for each."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+    return {"inference": _bind_inference, "training": _bind_training}[name](library)
 
 
 def _bind_inference(library: ctypes.CDLL) -> ctypes.CDLL:
-    rotations = ctypes.POINTER(Rotations)
+    linear, layer, step = (ctypes.POINTER(kind) for kind in (Linear, DecoderLayer, DecodeStep))
     for dtype in ("f32", "bf16", "f16"):
         rotate = getattr(library, f"rk_rotate_{dtype}")
-        rotate.argtypes = [pointer, pointer, pointer, size, size, size, rotations, integer]
+        rotate.argtypes = [pointer] * 3 + [size] * 3 + [ctypes.POINTER(Rotations), integer]
         rotate.restype = size
-    for dtype in ("f32", "bf16", "i8"):
-        linear = getattr(library, f"rk_linear_{dtype}")
-        linear.argtypes = [pointer] * 5 + [size] * 3 + [pointer, rotations, integer]
-        linear.restype = size
+    library.rk_linear.argtypes = [linear, pointer, pointer, size, pointer, integer]
+    library.rk_linear.restype = size
     library.rk_rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [real, integer]
     library.rk_rms_norm.restype = None
     library.rk_rope.argtypes = [pointer] * 3 + [size] * 3 + [integer]
@@ -183,13 +133,10 @@ def _bind_inference(library: ctypes.CDLL) -> ctypes.CDLL:
     library.rk_silu_multiply.restype = None
     library.rk_store.argtypes = [pointer] * 5 + [size] * 5
     library.rk_store.restype = None
-    library.rk_attend.argtypes = (
-        [pointer] * 5 + [size] + [pointer] * 2 + [size] * 6 + [real] * 2 + [pointer, size, integer]
-    )
+    library.rk_attend.argtypes = [step] + [pointer] * 4 + [size] * 5 + [real] * 2 + [size, pointer]
     library.rk_attend.restype = None
-    layer, step = ctypes.POINTER(DecoderLayer), ctypes.POINTER(DecodeStep)
     library.rk_decode_work.argtypes, library.rk_decode_work.restype = [layer, step], size
-    library.rk_decode_layer.argtypes, library.rk_decode_layer.restype = [layer, step] + [pointer] * 6, None
+    library.rk_decode_layer.argtypes, library.rk_decode_layer.restype = [layer, step] + [pointer] * 5, None
     return library
 
 
@@ -200,3 +147,32 @@ def _bind_training(library: ctypes.CDLL) -> ctypes.CDLL:
         backward.argtypes = [pointer] * 7 + [size] * 3 + [integer] * 2 + [size, integer]
         forward.restype = backward.restype = integer
     return library
+
+
+def rotations_of(a: Tensor, b: Tensor, group_sizes: tuple[int, ...]) -> Rotations:
+    """Point at a [slots, d] and b [slots, d] or [sizes, slots, d], float32 and contiguous along d.
+
+    Raises `AdapterError` for other tensors.
+    """
+    layout = (a.dtype, b.dtype, a.stride(), b.stride(), a.shape[0], group_sizes)
+    return _rotations(a.data_ptr(), b.data_ptr(), *layout)
+
+
+@functools.lru_cache(maxsize=4096)  # small calls spend more time on filling nine fields than on rotating
+def _rotations(a: int, b: int, a_dtype, b_dtype, a_stride, b_stride, num_slots: int, group_sizes) -> Rotations:
+    if a_dtype != torch.float32 or b_dtype != torch.float32 or a_stride[-1] != 1 or b_stride[-1] != 1:
+        raise AdapterError(f"a and b must be float32 and contiguous along d, got {a_dtype} and {b_dtype}")
+    sizes, unit = _native_sizes(group_sizes)
+    plane = b_stride[0] if len(b_stride) == 3 else 0
+    return Rotations(a, b, a_stride[0], b_stride[-2], plane, sizes, len(group_sizes), unit, num_slots)
+
+
+@functools.cache
+def _native_sizes(group_sizes: tuple[int, ...]) -> tuple[int, int]:
+    """The address of the sizes as C integers, and their least common multiple."""
+    array = (ctypes.c_int64 * len(group_sizes))(*group_sizes)
+    _kept.append(array)
+    return ctypes.addressof(array), math.lcm(*group_sizes)
+
+
+_kept: list = []  # the arrays that `_native_sizes` hands out addresses of

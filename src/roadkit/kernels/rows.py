@@ -3,15 +3,14 @@
     z = rotate_rows(h, rows, a, b, group_size=64)     # h [8, 576], rows [8], a and b [slots, 576]
 
 Four back ends compute the same: the loop (`rotate_rows_loop`, the definition), plain torch, the fused C kernel for
-the CPU (`inference.c`) and Triton for CUDA (`triton_rows.py`). One is chosen per device type, once, and logged.
+the CPU (`c/rotations.c`) and Triton for CUDA (`triton_rows.py`). One is chosen for each type of device; the choice is
+made once and logged.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import logging
-import math
 
 import torch
 from torch import Tensor
@@ -29,31 +28,33 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 def rotate_rows(
     h: Tensor, rows: Tensor, a: Tensor, b: Tensor, group_size: int | tuple[int, ...], out: Tensor | None = None
 ) -> Tensor:
-    """`z[i] = a[row[i]] ⊙ h[i] + Σ_g b_g[row[i]] ⊙ swap_g(h[i])`, the paper's element-wise batching (§3.2, eq. 4).
+    """`z[i] = a[row[i]] ⊙ h[i] + Σ_g b_g[row[i]] ⊙ swap_g(h[i])`
 
-    h           [..., d], any float dtype; computed in float32, returned in h's dtype
-    rows        [...] int, the slot of each row; its shape may stop early: [batch] serves h [batch, tokens, d]
+    h           [..., d], any float dtype; the arithmetic is float32 (float64 for float64), z has h's dtype
+    rows        [...] integers, the slot of each row; the shape may stop early: [batch] serves h [batch, tokens, d]
     a           [slots, d] float32
     b           [slots, d] float32, or [sizes, slots, d] with a tuple of group sizes
-    group_size  pairing of b, or one size for each plane of b
+    group_size  the pairing of b, or one size for each plane of b
     out         where to write, contiguous; may be h itself
 
-    Raises `AdapterError` for shapes that do not fit and, on the CPU, rows that name no slot (on CUDA, where looking
-    would stall the stream, they give NaN). A differentiable h takes the torch path; to train angles use
-    `roadkit.autograd`.
+    Raises `AdapterError` for shapes that do not fit, and on the CPU for rows that name no slot. On CUDA, where looking
+    would stall the stream, such rows give NaN. If h needs a gradient, plain torch computes z, differentiable in h alone;
+    `gradient.rotate_trainable` is differentiable in the angles too.
+
+    Source: the element-wise batching of RoAd (arXiv 2409.00119, §3.2, eq. 4).
     """
     d, sizes = _check(h.shape, rows.shape, a.shape, b.shape, group_size, rows.dtype)
     if out is not None:
         _check_out(out, h)
     plain = (h.requires_grad and torch.is_grad_enabled()) or torch.compiler.is_compiling()
-    if not plain and h.is_cpu and h.dtype in _SUFFIX and backend("cpu") == "native":
+    if not plain and h.is_cpu and h.dtype in _SUFFIX and backend_for("cpu") == "native":
         return _rotate_native(h, rows, a, b, d, sizes, out)
     rows, planes = rows.long(), b if b.dim() == 3 else b.unsqueeze(0)
-    if not plain and h.is_cuda and h.dtype in _SUFFIX and backend("cuda") == "triton":
+    if not plain and h.is_cuda and h.dtype in _SUFFIX and backend_for("cuda") == "triton":
         from . import triton_rows
 
         flat = out.view(-1, d) if out is not None else None
-        z = triton_rows.rotate_rows(h.reshape(-1, d), _flat_rows(rows, h), a, planes, sizes, flat)
+        z = triton_rows.rotate_rows_triton(h.reshape(-1, d), _flat_rows(rows, h), a, planes, sizes, flat)
         return z.view(h.shape)
     if h.is_cpu and not torch.compiler.is_compiling():
         _check_slots(rows, a.shape[0])
@@ -62,7 +63,7 @@ def rotate_rows(
 
 
 def rotate_rows_torch(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, group_sizes: tuple[int, ...]) -> Tensor:
-    """The same in plain torch: one gather a plane, multiply, add. b [sizes, slots, d]. Compilers fuse it."""
+    """`rotate_rows` in plain torch: one gather a plane, multiply, add. b [sizes, slots, d]. Compilers fuse it."""
     wide = h if h.dtype == torch.float64 else h.float()
     rows = rows[(...,) + (None,) * (h.dim() - 1 - rows.dim())]
     z = a[rows] * wide
@@ -72,7 +73,7 @@ def rotate_rows_torch(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, group_sizes
 
 
 def rotate_rows_loop(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, group_sizes: tuple[int, ...]) -> Tensor:
-    """The definition, one row at a time; what every back end is tested against."""
+    """The definition, one row at a time, that every back end is tested against. Arguments as `rotate_rows_torch`'s."""
     flat = h.reshape(-1, h.shape[-1])
     flat = flat if h.dtype == torch.float64 else flat.float()
     z = torch.empty(flat.shape, dtype=h.dtype, device=h.device)
@@ -85,8 +86,8 @@ def rotate_rows_loop(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, group_sizes:
 
 
 @functools.cache
-def backend(device_type: str) -> str:
-    """'native', 'triton' or 'torch': what serves tensors on this device type. Chosen once, logged once."""
+def backend_for(device_type: str) -> str:
+    """What serves tensors on this type of device: 'native', 'triton' or 'torch'. Chosen once, logged once."""
     chosen = "torch"
     if device_type == "cpu" and native.load() is not None:
         chosen = "native"
@@ -97,41 +98,16 @@ def backend(device_type: str) -> str:
 
 
 def _triton_works() -> bool:
-    """One launch: without a C compiler and Python's headers Triton can be imported, and then fails here."""
+    """Try one launch: without a C compiler and Python's headers Triton can be imported, but fails here."""
     try:
         from . import triton_rows
 
         one = torch.ones(1, 2, device="cuda")
-        triton_rows.rotate_rows(one, torch.zeros(1, dtype=torch.int64, device="cuda"), one, one[None], (2,))
+        triton_rows.rotate_rows_triton(one, torch.zeros(1, dtype=torch.int64, device="cuda"), one, one[None], (2,))
     except Exception as error:
         log.warning("rotate_rows does without Triton, which fails here: %s", error)
         return False
     return True
-
-
-def native_rotations(a: Tensor, b: Tensor, group_sizes: tuple[int, ...]) -> native.Rotations:
-    """What `inference.c` reads of a [slots, d] and b [slots, d] or [sizes, slots, d]; the caller keeps both alive."""
-    layout = (a.dtype, b.dtype, a.stride(), b.stride(), a.shape[0], group_sizes)
-    return _rotations(a.data_ptr(), b.data_ptr(), *layout)
-
-
-@functools.lru_cache(maxsize=4096)  # small calls spend more time on filling nine fields than on rotating
-def _rotations(a: int, b: int, a_dtype, b_dtype, a_stride, b_stride, num_slots: int, group_sizes) -> native.Rotations:
-    if a_dtype != torch.float32 or b_dtype != torch.float32 or a_stride[-1] != 1 or b_stride[-1] != 1:
-        raise AdapterError(f"a and b must be float32 and contiguous along d, got {a_dtype} and {b_dtype}")
-    sizes, unit = _native_sizes(group_sizes)
-    plane = b_stride[0] if len(b_stride) == 3 else 0
-    return native.Rotations(a, b, a_stride[0], b_stride[-2], plane, sizes, len(group_sizes), unit, num_slots)
-
-
-@functools.cache
-def _native_sizes(group_sizes: tuple[int, ...]) -> tuple[int, int]:
-    array = (ctypes.c_int64 * len(group_sizes))(*group_sizes)
-    _kept.append(array)
-    return ctypes.addressof(array), math.lcm(*group_sizes)
-
-
-_kept: list = []  # the arrays that `_native_sizes` hands out addresses of
 
 
 def _rotate_native(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, d: int, sizes, out: Tensor | None) -> Tensor:
@@ -141,7 +117,7 @@ def _rotate_native(h: Tensor, rows: Tensor, a: Tensor, b: Tensor, d: int, sizes,
         rows = _flat_rows(rows.long(), h)
     size = h.numel()
     pointers = source.data_ptr(), z.data_ptr(), rows.data_ptr()
-    rotations = native_rotations(a, b, sizes)
+    rotations = native.rotations_of(a, b, sizes)
     bad = _native_call(h.dtype)(*pointers, size // d, d, d, rotations, torch.get_num_threads())
     if bad:
         raise _no_such_slot(int(rows.reshape(-1)[bad - 1]), a.shape[0])
@@ -154,13 +130,13 @@ def _native_call(dtype: torch.dtype):
 
 
 def _flat_rows(rows: Tensor, h: Tensor) -> Tensor:
-    """rows, spread over the leading dimensions of h that it leaves out: [n] contiguous."""
+    """The rows, spread over the leading dimensions of h that they leave out: [n] contiguous."""
     return rows[(...,) + (None,) * (h.dim() - 1 - rows.dim())].expand(h.shape[:-1]).reshape(-1).contiguous()
 
 
 @functools.lru_cache(maxsize=4096)
 def _check(h: torch.Size, rows: torch.Size, a: torch.Size, b: torch.Size, group_size, dtype) -> tuple[int, tuple]:
-    """Shapes that fit, looked at once each. → d, group sizes."""
+    """Raise `AdapterError` for shapes that do not fit; each combination is looked at once. → d, group sizes."""
     d, sizes = h[-1], group_size if isinstance(group_size, tuple) else (group_size,)
     if dtype not in _INTEGERS:
         raise AdapterError(f"rows must be integers, got {dtype}")

@@ -1,8 +1,8 @@
 """`rotate_rows` on CUDA, written in Triton: one program rotates one span of one row.
 
-    z = rotate_rows(h, rows, a, b, (64,))     # h [8, 576] on the GPU, rows [8], a [slots, 576], b [1, slots, 576]
+    z = rotate_rows_triton(h, rows, a, b, (64,))     # h [8, 576] on the GPU, rows [8], a [slots, 576], b [1, slots, 576]
 
-Import it only where there is a GPU to serve, or to check the kernel without one: `TRITON_INTERPRET=1`, set before this
+Import it only if there is a GPU to serve, or to check the kernel without one: `TRITON_INTERPRET=1`, set before this
 module is imported, runs it on the CPU, and `compile_ahead(90, torch.bfloat16, (64,))` builds the H100's machine code.
 """
 
@@ -17,8 +17,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-BLOCK = 1024  # outputs a program handles: 4 warps of 8 outputs a thread, one 16-byte load in the 16-bit types
-MAX_BLOCK = 8192  # and at most; a larger unit of pairing is read from a copy when it is rotated in place
+BLOCK = 1024  # outputs that a program handles: 4 warps of 8 outputs a thread, one 16-byte load in the 16-bit types
+MAX_BLOCK = 8192  # outputs that it may handle; in place, a larger unit of pairing is read from a copy
 _TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 
@@ -47,7 +47,7 @@ def _rotate_rows(h, rows, a, b, z, d, num_slots, h_row, h_col, rows_step, a_row,
     tl.store(z + i * z_row + o.to(tl.int64) * z_col, y.to(z.dtype.element_ty), inside)
 
 
-def rotate_rows(
+def rotate_rows_triton(
     h: Tensor, rows: Tensor, a: Tensor, b: Tensor, group_sizes: tuple[int, ...], out: Tensor | None = None
 ) -> Tensor:
     """`z[i] = a[row[i]] ⊙ h[i] + Σ_k b[k, row[i]] ⊙ swap_{g_k}(h[i])`
@@ -56,10 +56,11 @@ def rotate_rows(
     rows         [n] int32 or int64, the slot of each row; a row that names no slot comes back as NaN
     a            [slots, d] float32, contiguous along d
     b            [sizes, slots, d] float32, contiguous along d
-    group_sizes  the pairing of each plane of b; every size divides d (checked by `kernels.rotate_rows`)
+    group_sizes  the pairing of each plane of b; every size divides d
     out          [n, d], h's dtype, any strides; may be h itself
 
-    The same roundings in the same order whatever n is: a row's result does not depend on the rest of the batch.
+    Nothing is checked here: `kernels.rotate_rows` does that. Whatever n is, the same roundings happen in the same order:
+    a row's result does not depend on the rest of the batch.
     """
     assert h.dtype in _TYPES, h.dtype
     z = torch.empty_like(h) if out is None else out
@@ -78,18 +79,13 @@ def rotate_rows(
     return z
 
 
-def rotate(h: Tensor, a: Tensor, b: Tensor, group_size: int, out: Tensor | None = None) -> Tensor:
-    """`z[i] = a ⊙ h[i] + b ⊙ swap(h[i])`, one adapter for all rows: the forward of training. h [n, d], a and b [d]."""
-    rows = torch.zeros(1, dtype=torch.int32, device=h.device).expand(h.shape[0])
-    return rotate_rows(h, rows, a[None], b[None, None], (group_size,), out)
-
-
 def compile_ahead(
     target_capability: int, dtype: torch.dtype, group_sizes: tuple[int, ...], *, in_place: bool = False
 ) -> CompiledKernel:
     """Compile for a CUDA target (80 for sm_80, 90 for sm_90) without a GPU; `.asm["ptx"]` and `.asm["cubin"]` hold it.
 
-    This is the kernel that a launch on contiguous, 16-byte aligned tensors builds. Not under `TRITON_INTERPRET=1`.
+    This is the kernel that a launch on contiguous, 16-byte aligned tensors builds. It does not work under
+    `TRITON_INTERPRET=1`.
     """
     width = 2 * math.lcm(BLOCK, *group_sizes)
     constants, options = _plan(width, group_sizes, in_place)
@@ -105,11 +101,11 @@ def compile_ahead(
 
 
 def _plan(d: int, group_sizes: tuple[int, ...], in_place: bool) -> tuple[dict, dict]:
-    """The kernel's constants and the compiler's options. The number of rows has no say in them."""
+    """The kernel's constants and the compiler's options; they do not depend on the number of rows."""
     span = min(d, _span(group_sizes) if in_place else BLOCK)
     tile = triton.next_power_of_2(span)
     constants = {"SIZES": tuple(group_sizes), "SPAN": span, "TILE": tile, "IN_PLACE": in_place}
-    # unfused, z is rounded as plain torch rounds it; the kernel waits for memory either way
+    # without fused multiply-adds z is rounded as plain torch rounds it; the kernel waits for memory either way
     return constants, {"num_warps": min(max(tile // 256, 1), 16), "enable_fp_fusion": False}
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from roadkit.engine import runner
 from roadkit.engine.cpu.layers import FusedLayer, fuse_layers
 from roadkit.engine.engine import Engine
 from roadkit.engine.request import Request
@@ -66,7 +65,7 @@ def test_the_same_bits_as_operators_apart(family, weights, request, tiny_tokeniz
     for fused in (True, False):
         if not fused:
             assert len(calls) > 2 * 11, "no layer was computed in one call, so this test shows nothing"
-            monkeypatch.setattr(runner, "fuse_layers", lambda *args: 0)
+            monkeypatch.setattr("roadkit.engine.cpu.fuse.fuse_layers", lambda *args: 0)
         model = make(vocab_size=384)
         engine = Engine(model, tiny_tokenizer, adapters=adapters, weights=weights)
         assert all(isinstance(layer.forward, FusedLayer) is fused for layer in model.model.layers)

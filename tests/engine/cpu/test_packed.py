@@ -7,7 +7,6 @@ from transformers.pytorch_utils import Conv1D
 
 from roadkit.adapter import Adapter
 from roadkit.engine.bank import Bank
-from roadkit.engine.cpu import packed
 from roadkit.engine.cpu.packed import PackedLinear, pack
 from roadkit.errors import ModelError
 from roadkit.kernels import native
@@ -87,8 +86,8 @@ def _packed_bank(model: nn.ModuleDict, adapters: dict, weights=None) -> tuple[nn
     layers = pack(model, weights=weights)
 
     def bind(layer):
-        layers[layer.module].layer = layer
-        return lambda: setattr(layers[layer.module], "layer", None)
+        layers[layer.module].attach(layer)
+        return layers[layer.module].detach
 
     return model["q"], Bank(model, adapters, bind=bind)
 
@@ -200,7 +199,7 @@ def test_what_the_kernel_does_not_read_stays_as_it_is():
 
 
 def test_without_the_kernels_nothing_is_packed(monkeypatch):
-    monkeypatch.setattr(packed.native, "load", lambda: None)
+    monkeypatch.setattr(native, "load", lambda: None)
     model = nn.ModuleDict({"q": nn.Linear(3, 8)})
     assert pack(model) == {}
     assert pack(model, weights="float32") == {}

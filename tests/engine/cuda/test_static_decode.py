@@ -8,7 +8,8 @@ from roadkit.engine.cache import PagedCache
 from roadkit.engine.cuda.static_decode import SIZES, StaticDecode
 from roadkit.engine.request import Request
 from roadkit.engine.runner import Runner
-from roadkit.engine.scheduler import Scheduler, Sequence, end_tensor
+from roadkit.engine.scheduler import Scheduler
+from roadkit.engine.sequence import TokenSequence
 
 
 class UsedCache(PagedCache):
@@ -26,15 +27,14 @@ def decode(model, adapters, *, static: bool, steps: int = 12, requests: int = 5,
     runner = Runner(model, cache)
     bank = Bank(model, adapters, bind=runner.bind)
     if static:
-        runner.decode = StaticDecode(runner.model, runner.attention, bank)
+        runner.static = StaticDecode(runner.model, cache)
     scheduler = Scheduler(cache, acquire=lambda s: bank.acquire(s.terms), release=bank.release)
     sequences = []
     for i in range(requests):
         prompt = list(range(3 + i, 14 + 4 * i))
         name = None if i == 0 else f"a{i}"
         request = Request(prompt=prompt, adapter=name, max_tokens=steps)
-        nothing = end_tensor(frozenset())
-        sequences.append(Sequence(i, request, bank.parse(name), prompt, len(prompt), 0, frozenset(), nothing))
+        sequences.append(TokenSequence(i, request, bank.parse(name), prompt))
         scheduler.submit(sequences[-1])
     for _ in range(steps):
         batch = scheduler.next_batch()
@@ -42,7 +42,7 @@ def decode(model, adapters, *, static: bool, steps: int = 12, requests: int = 5,
         for sequence, token in chosen:
             sequence.token_ids.append(token)
         scheduler.advance(batch)
-    shapes = [] if runner.decode is None else [key[:2] for key in runner.decode._captured]
+    shapes = [] if runner.static is None else runner.static.shapes
     return [sequence.token_ids[sequence.num_prompt :] for sequence in sequences], shapes
 
 
@@ -71,14 +71,13 @@ def test_padding_writes_only_to_the_spare_page(tiny_llama, random_adapter):
     model = tiny_llama()
     runner = Runner(model, cache)
     bank = Bank(model, adapters, bind=runner.bind)
-    static = StaticDecode(runner.model, runner.attention, bank)
-    nothing = end_tensor(frozenset())
+    static = StaticDecode(runner.model, cache)
     batch = []
     for i in range(3):  # three sequences: one row of padding
-        sequence = Sequence(i, Request(prompt=[5], max_tokens=1), (), [5], 1, 0, frozenset(), nothing)
+        sequence = TokenSequence(i, Request(prompt=[5], max_tokens=1), (), [5])
         sequence.row, sequence.pages = bank.acquire(()), cache.allocate(1) or []
         batch.append((sequence, 1))
     with torch.inference_mode():
-        static.run(batch)
+        static.logits(batch, bank)
     written = {page for keys in cache.keys.values() for page in keys.abs().sum((1, 2, 3)).nonzero().flatten().tolist()}
     assert written - {cache.spare_page} == {sequence.pages[0] for sequence, _ in batch}

@@ -8,6 +8,7 @@ plain weights are dropped: from then on the model can only run forward.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -16,66 +17,64 @@ from torch import Tensor, nn
 from ...errors import ModelError
 from ...kernels import native
 from ...modules import width_of
-from ..bank_layer import BankLayer
+from ..bank.layer import BankLayer
 from ..options import Weights
 
-PANEL = 32  # outputs side by side in a panel; see inference.c
-_SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}  # in the order of inference.c's STORED_*
+PANEL = 32  # outputs side by side in a panel, as in c/linear.c
+_STORED = (torch.float32, torch.bfloat16, torch.int8)  # in the order of c/inference.h's STORED_*
 
 
 class PackedLinear:
-    """y = R(W x + bias) in one call, float32 inside; stands in for the `forward` of the layer it was made from.
+    """`y = R (W x + bias)` in one call, float32 inside; stands in for the `forward` of the layer it was made from.
 
-    weight [outputs, inputs] float32, bfloat16 or int8; an int8 weight has a scale for each output
-    layer  is set when the bank starts to rotate this layer
+    weight  [outputs, inputs] float32, bfloat16 or int8
+    scale   [outputs], of an int8 weight
+    bias    [outputs], or None
+
+    `native` is what the C kernels read of it; this object has to outlive it.
     """
 
-    layer: BankLayer | None = None
-
     def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None):
+        library = native.load()
+        assert library is not None, "pack() was called without the native kernels"
+        self._call = library.rk_linear
         self.num_outputs, self.num_inputs = weight.shape
         self.packed = _panels(weight)
         self.scale = None if scale is None else nn.functional.pad(scale.float(), (0, -len(scale) % PANEL))
         self.bias = None if bias is None else bias.float().contiguous()
-        library = native.load()
-        assert library is not None, "pack() was called without the native kernels"
-        self._call = getattr(library, f"rk_linear_{_SUFFIX[weight.dtype]}")
         tensors = (self.packed, self.scale, self.bias)
-        self._pointers = tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)
-        self._stored = list(_SUFFIX).index(weight.dtype)
+        addresses = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+        self.native = native.Linear(*addresses, self.num_outputs, self.num_inputs, _STORED.index(weight.dtype))
+        self._layer: BankLayer | None = None
 
-    def describe(self) -> native.Linear:
-        """What `inference.c` reads of this layer, without its rotations; this object has to outlive it."""
-        return native.Linear(*self._pointers, self.num_outputs, self.num_inputs, self._stored)
+    def attach(self, layer: BankLayer) -> None:
+        """Rotate by the bank's current rows from now on."""
+        self._layer, self.native.rotations = layer, ctypes.pointer(layer.rotations)
+
+    def detach(self) -> None:
+        """Rotate no more."""
+        self._layer = self.native.rotations = None
 
     def __call__(self, x: Tensor) -> Tensor:
+        """x [..., inputs] → [..., outputs], in x's dtype."""
         wide = x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
         y = torch.empty((*x.shape[:-1], self.num_outputs))
-        layer = self.layer
-        rows = layer.bank.current if layer is not None else None
+        rows = self._layer.current.linear if self._layer is not None else None
         num_rows = x.numel() // self.num_inputs
         assert rows is None or rows.numel() == num_rows, f"{num_rows} tokens, but {rows.numel()} bank rows"
-        self._call(
-            wide.data_ptr(),
-            *self._pointers,
-            y.data_ptr(),
-            num_rows,
-            self.num_outputs,
-            self.num_inputs,
-            rows.data_ptr() if rows is not None else None,
-            layer.native if rows is not None else None,  # type: ignore[union-attr]
-            torch.get_num_threads(),
-        )
+        row_pointer = None if rows is None else rows.data_ptr()
+        self._call(self.native, wide.data_ptr(), y.data_ptr(), num_rows, row_pointer, torch.get_num_threads())
         return y if x.dtype is torch.float32 else y.to(x.dtype)
 
 
 def pack(model: nn.Module, *, weights: Weights | None = None) -> dict[nn.Module, PackedLinear]:
-    """Pack every linear of the model; module → its packed form, {} where the kernel is missing.
+    """Pack every linear layer of the model. → module → its packed form, {} if there are no C kernels.
 
-    weights  what to store: None keeps the model's own type; 'bfloat16' halves and 'int8' (torchao's symmetric
-             quantisation, a scale for each output) quarters the memory that decoding reads
+    weights  what to store: None keeps the model's own type; 'bfloat16' halves the memory that decoding reads, and 'int8'
+             (torchao's symmetric quantisation, a scale for each output) quarters it
 
-    Layers on other devices, and quantised in ways that the kernel does not read, stay as they are.
+    Layers on other devices, and layers quantised in ways that the kernel does not read, stay as they are. Raises
+    `ModelError` if `weights` needs kernels or packages that are missing.
     """
     if native.load() is None:
         if weights not in (None, "float32"):
@@ -106,7 +105,7 @@ def _stored(module: nn.Module, weights: Weights | None) -> tuple[Tensor, Tensor 
         if not per_output or (zero is not None and bool(zero.any())):
             return None
         return weight.qdata, weight.scale.view(-1)
-    if type(weight) is not Tensor or weight.device.type != "cpu" or weight.dtype not in _SUFFIX:
+    if type(weight) is not Tensor or weight.device.type != "cpu" or weight.dtype not in _STORED:
         return None
     if type(module).__name__ == "Conv1D":
         weight = weight.t()

@@ -1,4 +1,4 @@
-// One adapter's rotation z[i] = a*h[i] + b*swap(h[i]) over n rows, forward and backward; compiled by `native.py`.
+// One adapter's rotation z[i] = a*h[i] + b*swap(h[i]) over n rows, forward and backward; built by `build.py`, bound by `native.py`.
 //
 //   lower    theta, alpha -> a, b and c = swap(b)                                the twin of `rotation.lower`
 //   pass_*   out = a*g + b*swap(g),  s = sum_i g[i]*x[i],  t = sum_i g[i]*swap(x[i])      one pass over memory
@@ -7,40 +7,11 @@
 // rk_forward_* is lower and a pass with g = h and no sums. rk_backward_* is lower, a pass with the incoming gradient g,
 // with c for b and with x the input or the output of the forward pass, and chain. Rows are summed in blocks that do not
 // depend on the number of threads, so the result does not either, and long sums lose less to rounding.
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "vectors.h"
 
-#define LANES 16
 #define CHUNK 1024  // outputs handled at a time by the 16-bit types: their three float buffers stay in cache
-
-typedef float vec __attribute__((vector_size(64), aligned(4)));
-typedef int32_t ivec __attribute__((vector_size(64), aligned(4)));
 #define AT(p) (*(vec *)(p))
 #define IN(p) (*(const vec *)(p))
-
-typedef float f32;
-typedef struct { uint16_t bits; } bf16;
-typedef _Float16 f16;
-
-static inline float widen_f32(f32 x) { return x; }
-static inline f32 narrow_f32(float x) { return x; }
-static inline float widen_f16(f16 x) { return (float)x; }
-static inline f16 narrow_f16(float x) { return (f16)x; }
-static inline float widen_bf16(bf16 x) {
-    const uint32_t word = (uint32_t)x.bits << 16;
-    float out;
-    memcpy(&out, &word, 4);
-    return out;
-}
-static inline bf16 narrow_bf16(float x) {  // round to nearest even; NaN stays NaN
-    uint32_t word;
-    memcpy(&word, &x, 4);
-    if ((word & 0x7fffffff) > 0x7f800000) return (bf16){(uint16_t)((word >> 16) | 0x40)};
-    return (bf16){(uint16_t)((word + 0x7fff + ((word >> 16) & 1)) >> 16)};
-}
 
 // ---- parameters -----------------------------------------------------------------------------------------------
 

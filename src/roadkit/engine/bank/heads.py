@@ -1,5 +1,8 @@
 """`HeadBank`: rows of a mixed batch that each use their own head (PEFT's `modules_to_save`).
 
+    heads.prepare(adapter.heads)
+    with heads.active([adapter.heads, {}]): model(**batch_of_two)      # {}: the model's own head
+
 While rows with heads are active, a hook on each head module runs it once for every distinct head among the rows. Heads
 of different sizes give outputs that cannot share a tensor: the model's output then holds a list, one entry a row.
 """
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..errors import ModelError
+from ...errors import ModelError
 
 Heads = Mapping[str, Mapping[str, Tensor]]
 
@@ -25,14 +28,14 @@ class HeadBank:
         self.model = model
         self._hooks: dict[str, list] = {}
         self._rows: Sequence[Heads] = ()
-        self._widths: list[int] | None = None  # per row, where they differ
+        self._widths: list[int] | None = None  # of each row's output, if they differ
 
     def prepare(self, heads: Heads) -> None:
         """Hook the modules that `heads` replaces."""
         for name in heads:
             if name not in self._hooks:
                 module = self.model.get_submodule(name)
-                self._hooks[name] = [module.register_forward_hook(self._hook(name), with_kwargs=True)]
+                self._hooks[name] = [module.register_forward_hook(self._hook_of(name), with_kwargs=True)]
         if heads and "" not in self._hooks:
             self._hooks[""] = [self.model.register_forward_hook(self._split)]
 
@@ -47,39 +50,42 @@ class HeadBank:
             self._rows, self._widths = previous, None
 
     def close(self) -> None:
+        """Remove all hooks."""
         for handles in self._hooks.values():
             for handle in handles:
                 handle.remove()
         self._hooks.clear()
 
-    def _hook(self, name: str):
-        def run(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
-            if not self._rows:
-                return output
-            if len(output) != len(self._rows):
-                raise ModelError(f"{name}: {len(output)} samples, but {len(self._rows)} rows")
-            groups: dict[int, list[int]] = {}
-            for i, heads in enumerate(self._rows):
-                groups.setdefault(id(heads.get(name)), []).append(i)
-            rows: list[Tensor] = list(output.unbind(0))
-            for indices in groups.values():
-                own = self._rows[indices[0]].get(name)
-                if own is None:
-                    continue
-                index = torch.tensor(indices, device=output.device)
-                part = [_take(value, index, len(self._rows)) for value in args]
-                named = {key: _take(value, index, len(self._rows)) for key, value in kwargs.items()}
-                weights = {key: tensor.to(output.device, output.dtype) for key, tensor in own.items()}
-                result = _without_hooks(module, weights, tuple(part), named)
-                for i, row in zip(indices, result.unbind(0), strict=True):
-                    rows[i] = row
-            widths = [row.shape[-1] for row in rows]
-            if len(set(widths)) > 1:  # pad to go through the rest of the model; `_split` cuts the padding off
-                self._widths = widths
-                rows = [nn.functional.pad(row, (0, max(widths) - row.shape[-1])) for row in rows]
-            return torch.stack(rows)
+    def _hook_of(self, name: str):
+        def choose(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+            return self._by_row(name, module, args, kwargs, output) if self._rows else output
 
-        return run
+        return choose
+
+    def _by_row(self, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+        """The module's output with each row computed by that row's own weights."""
+        if len(output) != len(self._rows):
+            raise ModelError(f"{name}: {len(output)} samples, but {len(self._rows)} rows")
+        groups: dict[int, list[int]] = {}
+        for i, heads in enumerate(self._rows):
+            groups.setdefault(id(heads.get(name)), []).append(i)
+        rows: list[Tensor] = list(output.unbind(0))
+        for indices in groups.values():
+            own = self._rows[indices[0]].get(name)
+            if own is None:
+                continue
+            index = torch.tensor(indices, device=output.device)
+            part = [_take(value, index, len(self._rows)) for value in args]
+            named = {key: _take(value, index, len(self._rows)) for key, value in kwargs.items()}
+            weights = {key: tensor.to(output.device, output.dtype) for key, tensor in own.items()}
+            result = _without_hooks(module, weights, tuple(part), named)
+            for i, row in zip(indices, result.unbind(0), strict=True):
+                rows[i] = row
+        widths = [row.shape[-1] for row in rows]
+        if len(set(widths)) > 1:  # pad to go through the rest of the model; `_split` cuts the padding off
+            self._widths = widths
+            rows = [nn.functional.pad(row, (0, max(widths) - row.shape[-1])) for row in rows]
+        return torch.stack(rows)
 
     def _split(self, model: nn.Module, args: tuple, output):
         if self._widths is None:

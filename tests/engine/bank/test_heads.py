@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from roadkit.engine.heads import HeadBank
+from roadkit.engine.bank.heads import HeadBank
 from roadkit.errors import ModelError
 
 

@@ -1,0 +1,3 @@
+"""The bank: many adapters resident side by side, each row of a batch rotated by its own."""
+
+from .bank import Bank as Bank

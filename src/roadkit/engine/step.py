@@ -1,0 +1,73 @@
+"""`Step`: what attention has to know of one forward pass over the tokens of many requests.
+
+    step = Step(cache, places, chunks=[Span(start=0, count=5, context=0, pages=[3])])
+    model(input_ids=ids, position_ids=positions, use_cache=False, roadkit_step=step)
+
+A step is made whole and never changes. The model hands it down to its attention modules as one of its forward's options,
+as models do that let their attention be replaced (transformers' `_supports_attention_backend`). All tokens lie end to
+end in one row, [1, tokens].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from .cache import PAGE, PagedCache
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The tokens of one request in a step: where they lie in the row, and what they attend to.
+
+    start    its first token's number in the row
+    count    its tokens
+    context  positions of the request that were computed before this step
+    pages    the request's pages, for all positions up to the last token's
+    """
+
+    start: int
+    count: int
+    context: int
+    pages: list[int]
+
+    def places(self) -> list[int]:
+        """page · PAGE + offset of each token: where its key and value go."""
+        positions = range(self.context, self.context + self.count)
+        return [self.pages[position // PAGE] * PAGE + position % PAGE for position in positions]
+
+
+class Decode(Protocol):
+    """Those requests of a step that compute one token each, attended to at once by what a device has for it."""
+
+    @property
+    def tokens(self) -> slice | Tensor:
+        """Which of the step's tokens are theirs."""
+        ...
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, *, scale: float, softcap: float, window: int) -> Tensor:
+        """softmax(scale · q Kᵀ) V of each token over its own pages: q [requests, heads, head_dim] → the same shape.
+
+        keys     [pages, kv_heads, head_dim, PAGE], values [pages, kv_heads, PAGE, head_dim]: one layer's pool
+        softcap  c squashes each logit x to c · tanh(x / c); 0: none
+        window   positions that a token attends to, itself included; 0: all
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass.
+
+    places  [tokens] int64, page · PAGE + offset: where each token's key and value go
+    chunks  requests that are attended to one at a time
+    decode  requests that are attended to all at once; None: there are none
+    """
+
+    cache: PagedCache
+    places: Tensor
+    chunks: Sequence[Span] = ()
+    decode: Decode | None = None
