@@ -46,7 +46,7 @@ class Requests:
         names = {"scale": "scaling", "softcap": "softcap", "window": "sliding_window"}
         self.options, self.reference = {names[name]: value for name, value in options.items()}, options
 
-    def run(self, counts: dict[int, int]) -> None:
+    def step(self, counts: dict[int, int]) -> None:
         """One step: `counts[i]` more tokens of request i."""
         spans, parts, start = [], [], 0
         for i, count in counts.items():
@@ -63,8 +63,8 @@ class Requests:
         assert out.shape == (1, start, *self.q[0].shape[1:])
         assert out.dtype == q.dtype
         for (i, _), span in zip(parts, spans, strict=True):
-            self.outputs[i].append(out[0, span.start : span.start + span.count])
-            self.done[i] += span.count
+            self.outputs[i].append(out[0, span.start : span.start + span.num_tokens])
+            self.done[i] += span.num_tokens
 
     def check(self) -> None:
         for q, k, v, outputs in zip(self.q, self.k, self.v, self.outputs, strict=True):
@@ -94,9 +94,9 @@ def test_decoding_is_plain_attention(backend, heads, options):
     """A prompt each, then token by token for all of them."""
     lengths = (1, 15, 16, 17, 33, 70)
     requests = Requests([length + 20 for length in lengths], *heads, **options)
-    requests.run(dict(enumerate(lengths)))
+    requests.step(dict(enumerate(lengths)))
     for _ in range(20):
-        requests.run(dict.fromkeys(range(len(lengths)), 1))
+        requests.step(dict.fromkeys(range(len(lengths)), 1))
     requests.check()
 
 
@@ -118,25 +118,25 @@ def test_any_order_of_chunks_is_plain_attention(lengths, heads, options, fused, 
             if not open_ones:
                 break
             chosen = random.sample(open_ones, random.randint(1, len(open_ones)))
-            requests.run({i: min(random.choice((1, 1, 2, 5, 16, 31)), lengths[i] - requests.done[i]) for i in chosen})
+            requests.step({i: min(random.choice((1, 1, 2, 5, 16, 31)), lengths[i] - requests.done[i]) for i in chosen})
         requests.check()
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 100}], ids=str)
 def test_long_contexts(backend, options):
     requests = Requests([1500, 700, 3], 4, 2, 16, **options)
-    requests.run({0: 1490, 1: 600, 2: 1})
+    requests.step({0: 1490, 1: 600, 2: 1})
     for _ in range(2):
-        requests.run({2: 1, 0: 5, 1: 50})
+        requests.step({2: 1, 0: 5, 1: 50})
     requests.check()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bit_models(backend, dtype):
     requests = Requests([30, 20], 4, 2, 8, dtype=dtype)
-    requests.run({0: 25, 1: 1})
+    requests.step({0: 25, 1: 1})
     for _ in range(5):
-        requests.run({1: 1, 0: 1})
+        requests.step({1: 1, 0: 1})
     requests.check()
 
 
@@ -146,11 +146,11 @@ def test_a_token_alone_is_exactly_the_token_in_any_batch(options):
     def outputs(others: int) -> list[torch.Tensor]:
         torch.manual_seed(3)
         requests = Requests([40, 60, 20, 50], 4, 2, 8, **options)
-        requests.run({0: 30})
+        requests.step({0: 30})
         if others:
-            requests.run({1: 59, 2: 10, 3: 49})
+            requests.step({1: 59, 2: 10, 3: 49})
         for _ in range(10):
-            requests.run({i: 1 for i in range(others + 1) if requests.done[i] < len(requests.q[i])})
+            requests.step({i: 1 for i in range(others + 1) if requests.done[i] < len(requests.q[i])})
         return requests.outputs[0][1:]
 
     alone = outputs(0)
@@ -165,8 +165,8 @@ def test_extreme_scores_stay_finite(offset, spread):
     requests = Requests([40], 2, 1, 4)
     requests.q[0] = torch.ones_like(requests.q[0])
     requests.k[0] = offset + spread * torch.randn_like(requests.k[0])
-    requests.run({0: 39})
-    requests.run({0: 1})
+    requests.step({0: 39})
+    requests.step({0: 1})
     last = requests.outputs[0][-1]
     assert last.isfinite().all()
     expected = plain(requests.q[0], requests.k[0], requests.v[0])[-1:]
@@ -179,8 +179,8 @@ def test_weights_are_softmax_to_the_last_digits():
     requests = Requests([64], 1, 1, 64)
     requests.q[0], requests.v[0] = torch.eye(64)[:, None] * 8, torch.eye(64)[:, None]
     requests.k[0] = torch.linspace(-12, 12, 64 * 64)[torch.randperm(64 * 64)].view(64, 1, 64)
-    requests.run({0: 63})
-    requests.run({0: 1})
+    requests.step({0: 63})
+    requests.step({0: 1})
     expected = plain(requests.q[0], requests.k[0], requests.v[0])[-1:]
     torch.testing.assert_close(requests.outputs[0][-1].double(), expected, rtol=3e-6, atol=1e-30)
 
@@ -218,4 +218,10 @@ def test_attention_sinks_are_refused():
     requests = Requests([4], 2, 1, 4)
     requests.options["s_aux"] = torch.zeros(2)
     with pytest.raises(ModelError, match="attention sinks"):
-        requests.run({0: 4})
+        requests.step({0: 4})
+
+
+def test_models_that_keep_their_options_to_themselves_are_refused():
+    q = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(ModelError, match="SimpleNamespace got no step: its model does not hand its options down"):
+        attention(SimpleNamespace(layer_idx=0), q, q, q)

@@ -87,7 +87,7 @@ def until(scheduler: Scheduler, reached) -> None:
     raise AssertionError(f"{len(scheduler.running)} running and {len(scheduler.waiting)} waiting after 1,000 steps")
 
 
-def run(scheduler: Scheduler) -> None:
+def finish_all(scheduler: Scheduler) -> None:
     until(scheduler, lambda: not scheduler.running and not scheduler.waiting)
 
 
@@ -264,7 +264,7 @@ def test_first_come_first_served():
     step(scheduler)
     step(scheduler)
     assert scheduler.running == sequences[2:4]
-    run(scheduler)
+    finish_all(scheduler)
 
 
 def test_queue_is_bounded():
@@ -309,7 +309,7 @@ def test_youngest_gives_way_when_pages_run_out_and_keeps_its_words():
     assert list(scheduler.waiting) == [young]
     words = young.token_ids[30:]
     assert len(words) == 3
-    run(scheduler)
+    finish_all(scheduler)
     assert young.token_ids[30:33] == words
     assert young.num_generated == 10
     assert old.num_generated == 40
@@ -339,7 +339,7 @@ def test_same_beginning_is_computed_once():
 def test_beginning_outlives_its_request():
     scheduler, _ = make()
     scheduler.submit(request(range(50), "a", max_tokens=2))
-    run(scheduler)
+    finish_all(scheduler)
     again = request(range(50), "a")
     scheduler.submit(again)
     assert step(scheduler) == [(again, 2)]
@@ -349,7 +349,7 @@ def test_a_single_token_is_enough_to_leave_the_beginning():
     """Such as a classifier's requests, which all begin with the same instructions."""
     scheduler, _ = make()
     scheduler.submit(request(range(50), max_tokens=1))
-    run(scheduler)
+    finish_all(scheduler)
     again = request(range(50), max_tokens=1)
     scheduler.submit(again)
     assert step(scheduler) == [(again, 2)]
@@ -394,7 +394,7 @@ def test_generated_text_is_a_beginning_too():
     scheduler, _ = make()
     first = request(range(20), max_tokens=30)
     scheduler.submit(first)
-    run(scheduler)
+    finish_all(scheduler)
     following = request([*first.token_ids, 7])
     scheduler.submit(following)
     step(scheduler)
@@ -407,7 +407,7 @@ def test_more_adapters_than_slots_wait_and_others_pass():
     for sequence in (one, other, same):
         scheduler.submit(sequence)
     assert [sequence for sequence, _ in step(scheduler)] == [one, same]
-    run(scheduler)
+    finish_all(scheduler)
     assert other.num_generated == 8
 
 

@@ -17,7 +17,7 @@ from roadkit.engine.engine import Engine
 from roadkit.engine.request import Request
 from roadkit.errors import QueueFull
 from roadkit.expression import compose
-from tests.engine.test_engine import VOCAB, assert_greedy, nothing_held
+from tests.engine.plain import VOCAB, assert_greedy, nothing_held
 
 pytestmark = pytest.mark.slow
 

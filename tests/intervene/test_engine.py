@@ -36,16 +36,16 @@ def room(tiny_llama, tiny_tokenizer, random_adapter, make_intervention):
 
 
 def expected(plain, ids, *, adapter=None, intervention=None, count=10) -> list[int]:
-    def run():
+    def answer():
         return plain.generate(
             torch.tensor([ids]), max_new_tokens=count, do_sample=False, attention_mask=torch.ones(1, len(ids))
         )[0, len(ids) :].tolist()
 
     with torch.no_grad(), intervened(plain, [intervention]):
         if adapter is None:
-            return run()
+            return answer()
         with modules.attached(plain, adapter):
-            return run()
+            return answer()
 
 
 def test_a_mixed_batch_answers_as_each_alone(room):
@@ -181,3 +181,15 @@ def test_a_bank_on_any_model_takes_interventions_on_all_positions(tiny_llama, ma
     bank.close()
     with intervened(model, [steer.select("one"), None]):
         torch.testing.assert_close(mixed, model(ids).logits)
+
+
+@torch.no_grad()
+def test_a_bank_inside_another_block_intervenes_only_by_its_own_rows(tiny_llama, make_intervention):
+    model = tiny_llama()
+    ids = torch.randint(3, 250, (2, 7))
+    plain = model(ids).logits
+    bank = Bank(model, {"steer": make_intervention("all", ("model.layers.1",))})
+    with bank.rows(["steer", "steer"]):
+        with bank.rows([None, None]):
+            assert torch.equal(model(ids).logits, plain)
+        assert not torch.equal(model(ids).logits, plain)

@@ -51,8 +51,8 @@ def make_step(cache: PagedCache, spans: Sequence[Span], rows: Tensor | None = No
     places = torch.tensor([place for span in spans for place in span.places()], device=cache.device)
     if not cpu_attention.is_available(cache.device):
         return Step(cache, places, spans)
-    chunks = [span for span in spans if span.count > 1]
-    single = [span for span in spans if span.count == 1]
+    chunks = [span for span in spans if span.num_tokens > 1]
+    single = [span for span in spans if span.num_tokens == 1]
     return Step(cache, places, chunks, NativeDecode(single, places, rows) if single else None)
 
 
@@ -98,6 +98,6 @@ def attention(
         if step.decode is not None:
             out[step.decode.tokens] = step.decode.attend(q[step.decode.tokens], keys, values, **options)
         for span in step.chunks:
-            own = slice(span.start, span.start + span.count)
+            own = slice(span.start, span.start + span.num_tokens)
             out[own] = attend_chunk(span, q[own], k[own], v[own], keys, values, **options)
     return out.unsqueeze(0).to(query.dtype), None

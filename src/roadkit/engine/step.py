@@ -1,6 +1,6 @@
 """`Step`: what attention has to know of one forward pass over the tokens of many requests.
 
-    step = Step(cache, places, chunks=[Span(start=0, count=5, context=0, pages=[3])])
+    step = Step(cache, places, chunks=[Span(start=0, num_tokens=5, context=0, pages=[3])])
     model(input_ids=ids, position_ids=positions, use_cache=False, roadkit_step=step)
 
 A step is made whole and never changes. The model hands it down to its attention modules as one of its forward's options,
@@ -12,31 +12,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from .cache import PAGE, PagedCache
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """The tokens of one request in a step: where they lie in the row, and what they attend to.
 
-    start    its first token's number in the row
-    count    its tokens
-    context  positions of the request that were computed before this step
-    pages    the request's pages, for all positions up to the last token's
+    start       its first token's number in the row
+    num_tokens  its tokens in this step
+    context     positions of the request that were computed before
+    pages       the request's pages, for all positions up to the last token's
     """
 
     start: int
-    count: int
+    num_tokens: int
     context: int
     pages: list[int]
 
     def places(self) -> list[int]:
         """page · PAGE + offset of each token: where its key and value go."""
-        positions = range(self.context, self.context + self.count)
+        positions = range(self.context, self.context + self.num_tokens)
         return [self.pages[position // PAGE] * PAGE + position % PAGE for position in positions]
 
 

@@ -39,11 +39,11 @@ def attend_chunk(
 ) -> Tensor:
     """softmax(scale · q Kᵀ) V of one request's new tokens over themselves and everything before them.
 
-    q                [count, heads, head_dim], which is the result's shape too
-    k, v             [count, kv_heads, head_dim] of the new tokens; those before them come from their pages
+    q                [tokens, heads, head_dim], which is the result's shape too
+    k, v             [tokens, kv_heads, head_dim] of the new tokens; those before them come from their pages
     softcap, window  as `Decode.attend` has them
     """
-    total = span.context + span.count
+    total = span.context + span.num_tokens
     if span.context:
         index = torch.tensor(span.pages[: -(-total // PAGE)], device=q.device)
         k = keys[index].permute(0, 3, 1, 2).flatten(0, 1)[:total]

@@ -1,7 +1,7 @@
 """Attention through pages in C: storing keys and values, and one new token of several requests at once.
 
 store(k, v, keys, values, places)
-decode = NativeDecode([Span(start=0, count=1, context=7, pages=[3])], places)
+decode = NativeDecode([Span(start=0, num_tokens=1, context=7, pages=[3])], places)
 out = decode.attend(q, keys, values, scale=0.125, softcap=0.0, window=0)
 """
 

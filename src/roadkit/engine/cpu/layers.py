@@ -116,6 +116,6 @@ def _same(module: nn.Module, fused: FusedLayer, cache: PagedCache) -> bool:
     x = torch.randn(1, 1, fused.linears["q"].num_inputs, generator=generator)
     angles = 3 * torch.randn(1, 1, fused.native.head_dim // 2, generator=generator).repeat(1, 1, 2)
     position = (angles.cos(), angles.sin())
-    step = make_step(cache, [Span(start=0, count=1, context=2, pages=[cache.spare_page])])
+    step = make_step(cache, [Span(start=0, num_tokens=1, context=2, pages=[cache.spare_page])])
     expected, actual = (layer(x, position_embeddings=position, roadkit_step=step) for layer in (module, fused))
     return isinstance(expected, Tensor) and bool((actual - expected).abs().max() <= 1e-5 * expected.abs().max())
