@@ -1,1 +1,4 @@
-"""The embedded engine: request → scheduler → runner → bank and kernels → stream."""
+"""The embedded engine: request → sequence → scheduler → runner → bank and kernels → stream.
+
+from roadkit.engine.engine import Engine
+"""

@@ -20,8 +20,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..errors import ModelError
 from .cache import PagedCache
-from .cpu import attention as cpu_attention
-from .cpu.attention import NativeDecode
+from .cpu.attention import NativeDecode, has_kernels, store_native
 from .step import Span, Step
 from .torch_attention import attend_chunk, store
 
@@ -49,7 +48,7 @@ def make_step(cache: PagedCache, spans: Sequence[Span], rows: Tensor | None = No
     rows  [1, tokens] int64, each token's slot of the bank; None: no layer rotates
     """
     places = torch.tensor([place for span in spans for place in span.places()], device=cache.device)
-    if not cpu_attention.is_available(cache.device):
+    if not has_kernels(cache.device):
         return Step(cache, places, spans)
     chunks = [span for span in spans if span.num_tokens > 1]
     single = [span for span in spans if span.num_tokens == 1]
@@ -87,8 +86,8 @@ def attention(
     q, k, v = (x[0].transpose(0, 1).to(keys.dtype) for x in (query, key, value))  # [tokens, heads, head_dim]
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     options: dict[str, Any] = {"scale": scale, "softcap": softcap or 0.0, "window": sliding_window or 0}
-    if cpu_attention.is_available(q.device):
-        cpu_attention.store(k, v, keys, values, step.places)
+    if has_kernels(q.device):
+        store_native(k, v, keys, values, step.places)
     else:
         store(k, v, keys, values, step.places)
     if step.decode is not None and not step.chunks:

@@ -200,9 +200,10 @@ class Engine:
             return stream
 
     def step(self) -> bool:
-        """Run one step for everything that is running; False when there is nothing to do.
+        """Run one step for everything that is running; False if there is nothing to do.
 
-        Requests of a step that fails end with an error; raised is only what no later step could do better (a lost GPU).
+        If the step fails, its requests end with an error and the engine lives on. Only a lost GPU, with which no later step
+        could do better, is raised.
         """
         with self._lock:
             batch = self.scheduler.next_batch()

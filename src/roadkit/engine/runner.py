@@ -93,16 +93,16 @@ class Runner:
             slots += [sequence.row.slot] * count
             if bank.has_sites:
                 site_slots += sequence.site_slots(count)
-        rows = self._rows(slots)
+        device, rows = self.cache.device, self._rows(slots)
         with bank.using(rows, self._rows(site_slots)):
-            logits = self.model(
-                input_ids=torch.tensor([ids], device=self.cache.device),
-                position_ids=torch.tensor([positions], device=self.cache.device),
+            output = self.model(
+                input_ids=torch.tensor([ids], device=device),
+                position_ids=torch.tensor([positions], device=device),
                 use_cache=False,
-                logits_to_keep=torch.tensor(wanted, dtype=torch.int64, device=self.cache.device),  # of none: an index too
+                logits_to_keep=torch.tensor(wanted, dtype=torch.int64, device=device),  # if empty, none are computed
                 roadkit_step=make_step(self.cache, spans, rows),
-            ).logits[0].float()  # fmt: skip
-        return _split(batch, logits) if wanted else []
+            )
+        return _split(batch, output.logits[0].float()) if wanted else []
 
     def _rows(self, slots: list[int]) -> Tensor | None:
         """[1, tokens], or None if every token is the identity's."""

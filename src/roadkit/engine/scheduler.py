@@ -51,6 +51,7 @@ class Scheduler:
 
     @property
     def full(self) -> bool:
+        """Do as many requests wait as may?"""
         return len(self.waiting) >= self.max_waiting
 
     def submit(self, sequence: TokenSequence) -> None:
@@ -62,7 +63,7 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def next_batch(self) -> list[tuple[TokenSequence, int]]:
-        """The sequences of the next step with how many tokens of each to compute; [] when there is nothing to do."""
+        """The sequences of the next step, with how many tokens of each to compute; [] if there is nothing to do."""
         self._admit()
         batch: list[tuple[TokenSequence, int]] = []
         for sequence in list(self.running):
@@ -124,7 +125,10 @@ class Scheduler:
             self.running.append(sequence)
 
     def _acquire(self, sequence: TokenSequence) -> Row:
-        """A row, and the positions at which it intervenes. Raises what `acquire` does, and for positions that are not."""
+        """Take a row, and mark the prompt's positions at which it intervenes.
+
+        Raises what `acquire` does, and `RequestError` for positions outside the prompt.
+        """
         row = self.acquire(sequence)
         if row.positions is not None and not row.positions.generated:
             try:

@@ -15,8 +15,9 @@ from tokenizers.decoders import DecodeStream
 class Detokenizer:
     """Turns generated tokens into text as they come. Holds back what could be the beginning of a stop string.
 
-    before   the prompt's tokens: what follows them keeps its first space, which SentencePiece's decoders take from the
-             beginning of a text (vLLM's way)
+    stop     strings that end the text; they are left out of it
+    before   the prompt's tokens. SentencePiece's decoders drop the first space of a text: decoded behind the prompt's last
+             tokens, an answer keeps its own (as in vLLM)
     """
 
     def __init__(self, tokenizer: Any, stop: tuple[str, ...] = (), before: Sequence[int] = ()):

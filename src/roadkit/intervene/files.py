@@ -2,8 +2,8 @@
 
     save(intervention, "tasks"); load("tasks")
 
-Both are checked in full before anything is used. A computed rotation is kept as road_1 where every block is a scaled
-rotation, else as road_2, as adapters are.
+Both are checked in full before anything is used. A computed rotation is kept as road_1 if every block is a scaled
+rotation, else as road_2: so are adapters.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import os
 from pathlib import Path
 from typing import Annotated
 
+import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 
 from .. import store
 from ..adapter import Adapter, Base
@@ -96,7 +95,7 @@ def save(intervention: Intervention, path: str | os.PathLike) -> None:
     try:
         with replaced_directory(path) as folder:
             (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
-            (folder / WEIGHTS).write_bytes(save_safetensors(tensors, {"format": "pt"}))
+            (folder / WEIGHTS).write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
     except FileExistsError as error:
         raise AdapterError(str(error)) from error
 
@@ -109,13 +108,13 @@ def load(path: str | os.PathLike) -> Intervention:
 
 
 def parse(text: bytes, weights: bytes, *, origin: str = "intervention") -> Intervention:
-    """Validate both files' bytes. The same checks serve uploads."""
+    """Validate both files' bytes, from a folder or an upload. Raises `AdapterError`."""
     path = origin
     if len(text) > MAX_CONFIG_BYTES:
         raise AdapterError(f"{path}: {CONFIG} has {len(text)} bytes, at most {MAX_CONFIG_BYTES} are read")
     try:
         config = _Config.model_validate_json(text)
-        tensors = load_safetensors(weights)
+        tensors = safetensors.torch.load(weights)
     except ValidationError as error:
         raise AdapterError(f"{path}: {problems(error, _Config, noun='key')[0]}") from error
     except (SafetensorError, ValueError) as error:

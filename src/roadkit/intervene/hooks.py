@@ -6,9 +6,9 @@
         model.generate(**inputs)
     states = capture(model, ["model.layers.15"], "last:1", **inputs)  # hidden states to interchange
 
-The first pass (nothing cached yet) holds the prompts, of which the attention mask says how long each is; later passes
-hold generated tokens, or without a cache the first pass's tokens and those generated since. To score prompt and answer in
-one pass, give `num_prompt`.
+The first pass, in which nothing is cached yet, holds the prompts; the attention mask says how long each one is. Later
+passes hold generated tokens. Without a cache they hold the first pass's tokens too, and those generated since. To score
+prompts and answers in one pass, give `num_prompt`.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from .positions import Positions
 from .sites import check_sites, hidden_of, with_hidden
 
 
-class Pass:
-    """What the running forward pass holds: for each sample the columns of its tokens, and whether they are a prompt."""
+class ForwardPass:
+    """What the running forward pass holds: for each sample the columns of its tokens, and whether they are a prompt.
+
+    num_prompt  tokens of each sample that are the prompt, if one pass holds answers too
+    """
 
     def __init__(self, num_prompt: Sequence[int] | None = None):
         self.num_prompt = num_prompt
         self.columns: list[list[int]] = []
         self.is_prompt = True
-        self._last: Tensor | None = (
-            None  # the tokens of the last pass that read a prompt, and each sample's prompt's length
-        )
-        self._lengths: list[int] = []
+        self._last: Tensor | None = None  # the tokens of the last pass that read prompts,
+        self._lengths: list[int] = []  # and the length of each prompt
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the model."""
+        """Forward pre-hook of the model: look at what the pass is given. Raises `RequestError` if that does not tell."""
         inputs = args[0] if args else kwargs.get("input_ids")
         inputs = inputs if inputs is not None else kwargs.get("inputs_embeds")
         if inputs is None:
@@ -62,12 +63,12 @@ class Pass:
             self._last = inputs
 
     def _goes_on(self, inputs: Tensor) -> bool:
-        """Whether a pass reads the last one's tokens again and one more, as generation without a cache does."""
+        """Does the pass read the last one's tokens again and one more, as generation without a cache does?"""
         last = self._last
         return last is not None and inputs.shape[1] == last.shape[1] + 1 and torch.equal(last, inputs[:, :-1])
 
     def chosen(self, sample: int, positions: Positions) -> list[int]:
-        """The columns of the pass on which `positions` acts for a sample."""
+        """The columns of the pass at which an intervention at `positions` acts on a sample."""
         columns = self.columns[sample]
         if not self.is_prompt:
             return columns if positions.generated else []
@@ -79,9 +80,9 @@ class Pass:
 
 
 class _Site:
-    """Forward hook of one site: rows of every sample rotated by its own intervention, then interchanged."""
+    """Forward hook of one site: each sample is interchanged and rotated by its own intervention."""
 
-    def __init__(self, name: str, items: Sequence[Intervention | None], current: Pass):
+    def __init__(self, name: str, items: Sequence[Intervention | None], current: ForwardPass):
         self.name, self.items, self.current = name, list(items), current
         acting = [item for item in items if item is not None and name in item.sites]
         self.slots: dict[int, int] = {id(item): 1 + slot for slot, item in enumerate(acting)}
@@ -139,12 +140,13 @@ def intervened(
     *,
     num_prompt: Sequence[int] | None = None,
 ) -> Iterator[nn.Module]:
-    """Intervene in every pass inside the block, on each sample by its own (None: by none). Nesting applies in turn.
+    """Intervene in every pass inside the block; nested blocks apply in turn.
 
-    num_prompt  tokens of each sample that are the prompt, where one pass holds answers too
+    interventions  one for all samples of a batch, or one for each sample (None: that sample is left alone)
+    num_prompt     tokens of each sample that are the prompt, if one pass holds answers too
 
-    Raises `ModelError` for sites that the model lacks, `RequestError` for positions outside a prompt. However the block
-    is left, parameters, buffers and hooks are what they were.
+    Raises `ModelError` for sites that the model lacks, and in a pass `RequestError` for positions outside a prompt. However
+    the block is left, the model's parameters, buffers and hooks are what they were.
     """
     items = [interventions] if isinstance(interventions, Intervention) else list(interventions)
     names: dict[str, None] = {}
@@ -152,7 +154,7 @@ def intervened(
         if item is not None:
             check_sites(model, [(name, width) for name, (width, _) in item.rotation.layout.layers.items()])
             names |= dict.fromkeys(item.sites)
-    current = Pass(num_prompt)
+    current = ForwardPass(num_prompt)
     handles = []
     try:
         handles.append(model.register_forward_pre_hook(current.begin, with_kwargs=True))
@@ -168,13 +170,16 @@ def intervened(
 def capture(
     model: nn.Module, sites: Sequence[str], positions: Positions | str = "prompt", **inputs: Any
 ) -> list[Mapping[str, Tensor]]:
-    """Run the model on `inputs`; the hidden states at each site, [k, d] at the chosen positions, sample by sample."""
+    """Run the model on `inputs` and keep hidden states. → for each sample: site → [k, d] at the chosen positions
+
+    Raises `ModelError` for sites that the model lacks, `RequestError` for positions outside a prompt.
+    """
     where = Positions.parse(positions) if isinstance(positions, str) else positions
     modules = dict(model.named_modules())
     missing = [name for name in sites if name not in modules]
     if missing:
         raise ModelError(f"the model has no module {missing[0]!r}{nearest(missing[0], modules)}")
-    current = Pass()
+    current = ForwardPass()
     found: dict[str, Tensor] = {}
     handles = [model.register_forward_pre_hook(current.begin, with_kwargs=True)]
     try:

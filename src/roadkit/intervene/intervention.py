@@ -28,12 +28,16 @@ from .subspace import Subspace
 
 @dataclass(frozen=True, eq=False)
 class Intervention:
-    """A value. `rotation` maps sites to (a, b); outside `positions` nothing happens.
+    """A value: `Φ(h) = h + Pᵀ(P R h − P h)` at its sites and positions (RoAd, arXiv 2409.00119, §3.2).
 
+    rotation    R: site → (a, b), as an adapter's layers
+    positions   the tokens whose hidden states rotate; the others stay
     subspaces   name → pairs, for `select`; every site must have their width and group size
-    source      site → [k, d] hidden states of another run, or [1, d] for all positions: then R acts on them instead,
+    source      site → [k, d] hidden states of another run, or [1, d] for all positions: R then acts on them,
                 Φ(h) = h + Pᵀ(P R s − P h), the interchange of the paper's equation 1
-    chosen      the pairs that act, None is all of them; R is the identity on the others, and a source leaves them alone
+    chosen      P, the pairs that act; None: all. R is the identity on the others, and a source leaves them alone
+
+    Raises `AlgebraError` for subspaces of another width or group size.
     """
 
     rotation: Adapter
@@ -66,6 +70,7 @@ class Intervention:
 
     @property
     def sites(self) -> tuple[str, ...]:
+        """The modules at whose outputs it acts."""
         return tuple(self.rotation.layout.layers)
 
     @property
@@ -80,7 +85,10 @@ class Intervention:
         return hashlib.sha256(f"{self.rotation.content_hash} {self.positions} {pairs}".encode()).hexdigest()
 
     def select(self, *names: str) -> Intervention:
-        """Only the union of these subspaces acts; the rotation of all other pairs becomes the identity."""
+        """Only the union of these subspaces acts; the rotation of all other pairs becomes the identity.
+
+        Raises `AdapterError` for a name that no subspace has.
+        """
         for name in names:
             if name not in self.subspaces:
                 known = ", ".join(self.subspaces) or "none"
@@ -102,7 +110,10 @@ class Intervention:
         return dataclasses.replace(self, positions=where)
 
     def interchange(self, source: Mapping[str, Tensor]) -> Intervention:
-        """Take the chosen pairs from another run's hidden states, as `capture` returns them."""
+        """Take the chosen pairs from another run's hidden states, as `capture` returns them.
+
+        Raises `AdapterError` for a site without hidden states, or with others than [k, width].
+        """
         for name in self.sites:
             width = self.rotation.layout.layers[name][0]
             if name not in source:
@@ -114,11 +125,14 @@ class Intervention:
         return dataclasses.replace(self, source=dict(source))
 
     def __pow__(self, exponent: float) -> Intervention:
-        """Strength, as of an adapter."""
+        """The same at another strength, as of an adapter."""
         return dataclasses.replace(self, rotation=self.rotation**exponent)
 
     def then(self, other: Intervention) -> Intervention:
-        """This one, then `other`, as one rotation. Positions must be equal, and neither may interchange."""
+        """This one, then `other`, as one rotation.
+
+        Raises `AdapterError` if they act at different positions, or one of them interchanges.
+        """
         if self.positions != other.positions:
             raise AdapterError(
                 f"interventions at {self.positions} and at {other.positions} do not compose; use .at() to agree"
@@ -137,7 +151,7 @@ class Intervention:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Intervention:
-        """Read and validate what `save` wrote."""
+        """Read and validate what `save` wrote. Raises `AdapterError`."""
         from . import files
 
         return files.load(path)

@@ -21,6 +21,8 @@ class Positions:
     """The first and the last tokens of the prompt, single ones (`at`, negative from the prompt's end), or `every` one.
 
     every    'no', 'prompt' (all of the prompt's tokens) or 'all' (generated ones too)
+
+    Raises `RequestError` for numbers below zero, and if no token is chosen.
     """
 
     first: int = 0

@@ -17,8 +17,11 @@ _PARTS = {"attention": ("self_attn", "attn", "attention", "self_attention"), "ml
 
 
 def blocks(model: nn.Module) -> dict[int, str]:
-    """Number → name of every transformer block: the members of the longest list of like modules, of the decoder where the
-    model says which part that is (beside a vision tower, or an encoder)."""
+    """Number → name of every transformer block: the members of the longest list of like modules.
+
+    A model that says which part is its decoder, beside a vision tower or an encoder, is searched in that part only. Raises
+    `ModelError` if there is no such list.
+    """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
     inside = next((name + "." for name, module in model.named_modules() if name and module is decoder), "")
     lists = {
@@ -55,7 +58,7 @@ def hidden_size(model: nn.Module) -> int:
 
 
 def check_sites(model: nn.Module, widths: Iterable[tuple[str, int]]) -> None:
-    """Raises one `ModelError` that lists every site that is missing or has another width."""
+    """Check (site, width) against the model. Raises one `ModelError` that lists all that are missing or have another width."""
     modules, width, problems = dict(model.named_modules()), hidden_size(model), []
     for name, own in widths:
         if name not in modules:

@@ -3,8 +3,8 @@
     german, instruct = Subspace.split(576, group_size=64)      # halves; parts=3 gives thirds
     german | instruct == Subspace.whole(576, group_size=64)
 
-Pairs are numbered group by group as in `rotation`: pair p of group p // (g/2) holds outputs i and i + g/2. A subspace is
-made of whole pairs, so a block of R is never cut in two.
+Pairs are numbered group by group as in `rotation`: pair p lies in group p // (g/2) and holds outputs i and i + g/2. A
+subspace is made of whole pairs, so that no block of R is cut in two.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Subspace:
     def split(cls, width: int, parts: int = 2, *, group_size: int = 64) -> tuple[Subspace, ...]:
         """`parts` disjoint subspaces of consecutive pairs, their sizes equal or one pair apart; the union is the whole.
 
-        Where the groups divide evenly these are consecutive outputs, so the first of two is the upper half of R.
+        If the groups divide evenly these are consecutive outputs: the first of two is the upper half of R.
         """
         pairs = width // 2
         if not 1 <= parts <= pairs:
@@ -58,7 +58,7 @@ class Subspace:
 
     @classmethod
     def outputs(cls, width: int, outputs: Collection[int], *, group_size: int = 64) -> Subspace:
-        """The pairs that these outputs make up. Raises `AlgebraError` where one is there without its partner."""
+        """The pairs that these outputs make up. Raises `AlgebraError` if one is there without its partner."""
         check_group_size(width, group_size, "subspace")
         half, wanted, pairs = group_size // 2, set(outputs), set()
         for output in sorted(wanted):

@@ -5,8 +5,8 @@
                    positions="last:1", epochs=5)
     learnt.intervention.save("tasks")
 
-A pair gets gradient from its own examples only. The loss is the mean over examples of each one's mean over its answer,
-and no gradient is clipped, for a common norm or a common number of tokens would let one task move the other's pairs.
+A pair gets gradient from its own task's examples only. The loss is the mean over examples of each one's mean over its
+answer, and no gradient is clipped: a common number of tokens or a common norm would let one task move another's pairs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ..train.data.tokens import IGNORED
 from ..train.data.training_data import prepare_data
 from ..train.model.borrowed import borrowed
 from ..train.model.loss import answer_logits
-from .hooks import Pass
+from .hooks import ForwardPass
 from .intervention import Intervention
 from .positions import Positions
 from .sites import check_sites, hidden_of, with_hidden
@@ -54,7 +54,7 @@ class TaskRow:
 
     task: str
     input_ids: list[int]
-    labels: list[int]  # IGNORED where no loss is wanted: on the prompt
+    labels: list[int]  # IGNORED on the prompt, which bears no loss
 
     @property
     def num_prompt(self) -> int:
@@ -64,14 +64,17 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class Learnt:
-    """A trained intervention, and each step's loss (nats a token)."""
+    """A trained intervention, and the loss of each step in nats a token."""
 
     intervention: Intervention
     losses: Sequence[float]
 
 
 class RotationEdit(nn.Module):
-    """A trainable R at one site: h [n, d] → Pᵀ(P R h − P h) + h, P the union of the active tasks' pairs."""
+    """`z = h + Pᵀ(P R h − P h)` with a trainable R, at one site; P are the pairs of the active tasks' subspaces.
+
+    The intervention of RoAd (arXiv 2409.00119, §3.2), trained for several tasks at once.
+    """
 
     masks: Tensor
 
@@ -83,7 +86,7 @@ class RotationEdit(nn.Module):
         self.register_buffer("masks", torch.stack([subspace.mask for subspace in subspaces]))  # [tasks, d]
 
     def forward(self, h: Tensor, active: Tensor) -> Tensor:
-        """active [n, tasks] bool"""
+        """h [n, d], active [n, tasks] bool: whose pairs act on each row → z [n, d]"""
         chosen = (active.unsqueeze(2) & self.masks).any(dim=1)  # [n, d]
         z = rotate_trainable(h, self.theta, self.alpha, variant=self.variant, group_size=self.group_size)
         return torch.where(chosen, z, h)
@@ -92,7 +95,7 @@ class RotationEdit(nn.Module):
 def encode_tasks(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, column: str = "subspace", table: Table | None = None
 ) -> list[TaskRow]:
-    """Tokenise a recipe's data; `column` names each row's task. Raises `RecipeError` as training does."""
+    """Tokenise a recipe's data, or `table`; `column` names each row's task. Raises `RecipeError` as training does."""
     table = read_table(recipe.data, split=recipe.split, limit=recipe.max_examples) if table is None else table
     return [
         row
@@ -104,7 +107,7 @@ def encode_tasks(
 def encode_rows(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, task: str = "", table: Table | None = None
 ) -> list[TaskRow]:
-    """Tokenise a recipe's data (or `table`) as rows of one task."""
+    """Tokenise a recipe's data, or `table`, as rows of one task. Raises `RecipeError` as training does."""
     encoded = prepare_data(recipe, tokenizer=tokenizer, table=table).train
     return [TaskRow(task, list(row["input_ids"]), list(row["labels"])) for row in encoded.examples]
 
@@ -125,7 +128,15 @@ def train(
 ) -> Learnt:
     """Train one intervention in which every task owns a subspace. The model is afterwards what it was before.
 
-    Raises `AlgebraError` where subspaces overlap, `RecipeError` for a task without one, `ModelError` for the sites.
+    subspaces      task → its pairs; they must not overlap
+    positions      the tokens of the prompt whose hidden states rotate
+    epochs         passes over the rows; a fraction ends within one
+    batch_size     rows a step
+    learning_rate  of AdamW, falling linearly to zero
+    progress       is called after each step with (steps done, steps, loss)
+
+    Raises `AlgebraError` for subspaces that overlap, `RecipeError` for a task without one, `ModelError` for sites that the
+    model lacks.
     """
     check_disjoint(subspaces)
     named = list(subspaces)
@@ -156,9 +167,12 @@ def train_edits(
     seed: int = 0,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> list[float]:
-    """AdamW without decay, linear schedule from the first step to zero, on any modules. → each step's loss
+    """Train any modules by AdamW without decay, the learning rate falling linearly to zero. → the loss of each step
 
-    at_once   rows of a step computed at a time, where `batch_size` of them take too much memory
+    tasks     the order in which modules are told which tasks are active
+    at_once   rows of a step that are computed at a time, if `batch_size` of them take too much memory
+
+    Raises `RecipeError` if there are no rows, for a row of an unknown task, and for a loss that is not finite.
     """
     unknown = sorted({row.task for row in rows} - set(tasks))
     if unknown or not rows:
@@ -194,13 +208,13 @@ def train_edits(
 
 
 def losses_of(model: PreTrainedModel, edits: Edits, rows: Sequence[TaskRow], *, active: Active) -> Tensor:
-    """`answer_losses` under the edits of each row's active tasks."""
+    """`answer_losses` under the edits of each row's active tasks, `active` [rows, tasks]."""
     with edited(model, edits, active, num_prompt=[row.num_prompt for row in rows]):
         return answer_losses(model, rows)
 
 
 def answer_losses(model: PreTrainedModel, rows: Sequence[TaskRow]) -> Tensor:
-    """[rows]: each one's mean cross entropy (nats a token) over its answer."""
+    """[rows]: each row's mean cross entropy over its answer, in nats a token."""
     batch = pad_batch([{"input_ids": row.input_ids, "labels": row.labels} for row in rows], 0)
     logits, targets = answer_logits(model, {key: value.to(model.device) for key, value in batch.items()})
     each = cross_entropy(logits, targets, reduction="none")
@@ -218,9 +232,12 @@ def edited(
 ) -> Iterator[nn.Module]:
     """Run each module at its site, on its positions of every sample, for the length of a block; differentiable.
 
+    active      [samples, tasks]; samples without an active task are left alone
+    num_prompt  tokens of each sample that are the prompt, if one pass holds answers too
+
     Modules of one site run in the order of `edits`.
     """
-    current = Pass(num_prompt)
+    current = ForwardPass(num_prompt)
     flags = torch.tensor([list(row) for row in active])
 
     def hook_of(edit: nn.Module, positions: Positions):

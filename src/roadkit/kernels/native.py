@@ -97,6 +97,13 @@ def load() -> ctypes.CDLL | None:
     return _load("inference") if os.environ.get("ROADKIT_NATIVE", "1") != "0" else None
 
 
+def loaded() -> ctypes.CDLL:
+    """`load`, for code that runs only if there are kernels."""
+    library = load()
+    assert library is not None, "C kernels are called that could not be built"
+    return library
+
+
 def load_training() -> ctypes.CDLL | None:
     """The kernels of training likewise, which only `gradient` needs."""
     return _load("training") if os.environ.get("ROADKIT_NATIVE", "1") != "0" else None

@@ -1,1 +1,4 @@
-"""What only the CPU has: weights packed for the C kernels, and whole parts of a decoder fused into one call."""
+"""What only the CPU has: weights packed for the C kernels, parts of a decoder fused into one call, attention in C.
+
+from roadkit.engine.cpu.fuse import fuse
+"""

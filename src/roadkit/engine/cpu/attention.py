@@ -1,6 +1,6 @@
 """Attention through pages in C: storing keys and values, and one new token of several requests at once.
 
-store(k, v, keys, values, places)
+store_native(k, v, keys, values, places)
 decode = NativeDecode([Span(start=0, num_tokens=1, context=7, pages=[3])], places)
 out = decode.attend(q, keys, values, scale=0.125, softcap=0.0, window=0)
 """
@@ -17,20 +17,18 @@ from ..cache import PAGE
 from ..step import Span
 
 
-def is_available(device: torch.device) -> bool:
+def has_kernels(device: torch.device) -> bool:
     """Can the C kernels serve tensors of this device?"""
     return device.type == "cpu" and native.load() is not None
 
 
-def store(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> None:
+def store_native(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> None:
     """`torch_attention.store` in one call: float32, heads and tokens of k and v with any strides."""
-    library = native.load()
-    assert library is not None, "store() was called without the native kernels"
     k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (k, v))
     if k.stride() != v.stride():
         k, v = k.contiguous(), v.contiguous()
     pointers = (x.data_ptr() for x in (k, v, keys, values, places))
-    library.rk_store(*pointers, *k.shape, k.stride(0), k.stride(1))
+    native.loaded().rk_store(*pointers, *k.shape, k.stride(0), k.stride(1))
 
 
 class NativeDecode:
@@ -45,8 +43,6 @@ class NativeDecode:
     """
 
     def __init__(self, spans: Sequence[Span], places: Tensor, rows: Tensor | None = None):
-        library = native.load()
-        assert library is not None, "NativeDecode was made without the native kernels"
         starts = [span.start for span in spans]
         leading = starts == list(range(len(spans)))
         self.tokens: slice | Tensor = slice(len(spans)) if leading else torch.tensor(starts)
@@ -57,7 +53,6 @@ class NativeDecode:
         self._tensors = (rows, places, tables, last)  # `native` holds their addresses
         addresses = (None if tensor is None else tensor.data_ptr() for tensor in self._tensors)
         self.native = native.DecodeStep(len(spans), *addresses, width, longest, torch.get_num_threads())
-        self._attend = library.rk_attend
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, *, scale: float, softcap: float, window: int) -> Tensor:
         """See `Decode.attend`; everything is float32."""
@@ -67,5 +62,5 @@ class NativeDecode:
         scratch = torch.empty(num_requests * num_heads, self.native.longest)
         pointers = (x.data_ptr() for x in (q, out, keys, values))
         sizes = (num_heads, keys.shape[1], head_dim, q.stride(0), q.stride(1))
-        self._attend(self.native, *pointers, *sizes, scale, softcap, window, scratch.data_ptr())
+        native.loaded().rk_attend(self.native, *pointers, *sizes, scale, softcap, window, scratch.data_ptr())
         return out

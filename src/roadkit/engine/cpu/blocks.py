@@ -2,7 +2,7 @@
 
     fuse_blocks(model)     # before its layers are packed; returns how many blocks' parts were replaced
 
-transformers spells them as eleven tensor operations a layer, a tenth of a small decode step. As with norms, a part is
+transformers spells them as eleven tensor operations a layer, a tenth of a small decode step. Like a norm, a part is
 replaced only if the fused one reproduces it on random input.
 """
 
@@ -14,17 +14,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...kernels import native
 
-ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention")  # what else they compute shows in no small probe
+# By name: what attentions of other kinds compute besides may not show in a small probe.
+ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention")
 
 
 class FusedMLP:
-    """Stands in for an MLP's `forward`: y = down(silu(gate(x)) ⊙ up(x)), x [..., d] float32."""
+    """`y = down(silu(gate(x)) ⊙ up(x))`, x [..., d] float32; stands in for an MLP's `forward`."""
 
     def __init__(self, module: nn.Module):
         self.gate, self.up, self.down = (module.get_submodule(f"{name}_proj") for name in ("gate", "up", "down"))
-        library = native.load()
-        assert library is not None, "fuse_blocks() was called without the native kernels"
-        self._call = library.rk_silu_multiply
+        self._call = native.loaded().rk_silu_multiply
 
     def __call__(self, x: Tensor) -> Tensor:
         gate, up = self.gate(x), self.up(x)
@@ -38,15 +37,15 @@ class FusedAttention:
 
     def __init__(self, module: nn.Module):
         self.module, self.plain = module, module.forward
-        library = native.load()
-        assert library is not None, "fuse_blocks() was called without the native kernels"
-        self._call = library.rk_rope
+        self._call = native.loaded().rk_rope
 
     def __call__(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], attention_mask=None, **options
     ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states [1, tokens, d], cos and sin [1, tokens, head_dim]. Batches, and caches of transformers' own,
-        take the plain way."""
+        """hidden_states [1, tokens, d], cos and sin [1, tokens, head_dim].
+
+        Batches, and caches of transformers' own, take the plain way.
+        """
         module, (cos, sin) = self.module, position_embeddings
         head_dim: int = module.head_dim  # type: ignore[assignment]
         if len(hidden_states) != 1 or options.get("past_key_values") is not None or cos.shape[-1] != head_dim:
@@ -65,15 +64,17 @@ class FusedAttention:
 
 
 def window_of(attention: nn.Module) -> int | None:
-    """How many positions one of `ATTENTIONS` looks back on, itself included; None: all. Mistral leaves it to its
-    configuration, where Llama's may hold one that it ignores."""
+    """How many positions one of `ATTENTIONS` attends to, the token's own included; None: all.
+
+    Mistral reads the number from its configuration. Llama's configuration may hold one too, which Llama ignores.
+    """
     owner = attention.config if type(attention).__name__ == "MistralAttention" else attention
     return getattr(owner, "sliding_window", None)
 
 
 @torch.inference_mode()
 def fuse_blocks(model: nn.Module) -> int:
-    """Replace the MLPs and attentions of a float32 CPU model that are of the known kinds."""
+    """Replace the MLPs and attentions of a float32 CPU model that are of known kinds. → how many"""
     if native.load() is None:
         return 0
     return sum(_fuse_mlp(module) or _fuse_attention(module) for module in model.modules())
@@ -111,7 +112,7 @@ def _random(*shape: int) -> Tensor:
 
 
 def _replace(module: nn.Module, fused, *probe) -> bool:
-    """Put `fused` in the place of the module's forward if it gives the same for `probe`."""
+    """Put `fused` in the place of the module's forward if it gives the same for `probe`. → did it?"""
     expected, actual = module(*probe), fused(*probe)
     if isinstance(expected, tuple):
         expected, actual = expected[0], actual[0]

@@ -38,9 +38,7 @@ class FusedLayer:
     """Stands in for a decoder layer's `forward`."""
 
     def __init__(self, module: nn.Module, linears: dict[str, PackedLinear], cache: PagedCache):
-        library = native.load()
-        assert library is not None, "fuse_layers() was called without the native kernels"
-        self._call, self._work = library.rk_decode_layer, library.rk_decode_work
+        self._call, self._work = native.loaded().rk_decode_layer, native.loaded().rk_decode_work
         self.plain, self.linears = module.forward, linears  # the structure below holds addresses of the latter
         self.parts = [part for part in module.modules() if part is not module]
         attention: Any = module.get_submodule("self_attn")

@@ -2,7 +2,8 @@
 
     fuse_norms(model)      # before the first step; returns how many norms were replaced
 
-A norm is replaced only if the fused operator reproduces it on random input, as weight · x̂ or (1 + weight) · x̂ (Gemma).
+A norm is replaced only if the fused operator reproduces it on random input, as weight · x̂ or as (1 + weight) · x̂, which
+is Gemma's.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ from ...kernels import native
 
 
 class FusedNorm:
-    """Stands in for a norm's `forward`: y = weight · x / sqrt(mean(x²) + eps), x [..., d] float32."""
+    """`y = weight · x / sqrt(mean(x²) + eps)`, x [..., d] float32; stands in for a norm's `forward`."""
 
     def __init__(self, weight: Tensor, eps: float):
         self.weight, self.eps = weight.contiguous(), eps
-        library = native.load()
-        assert library is not None, "fuse_norms() was called without the native kernels"
-        self._call, self._weight_pointer = library.rk_rms_norm, self.weight.data_ptr()
+        self._call, self._weight_pointer = native.loaded().rk_rms_norm, self.weight.data_ptr()
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x if x.is_contiguous() else x.contiguous()
@@ -34,7 +33,7 @@ class FusedNorm:
 
 @torch.inference_mode()
 def fuse_norms(model: nn.Module) -> int:
-    """Replace the float32 RMS norms of a CPU model; 0 where the native kernels are missing."""
+    """Replace the float32 RMS norms of a CPU model. → how many: 0 if there are no C kernels"""
     if native.load() is None:
         return 0
     replaced = 0

@@ -35,9 +35,7 @@ class PackedLinear:
     """
 
     def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None):
-        library = native.load()
-        assert library is not None, "pack() was called without the native kernels"
-        self._call = library.rk_linear
+        self._call = native.loaded().rk_linear
         self.num_outputs, self.num_inputs = weight.shape
         self.packed = _panels(weight)
         self.scale = None if scale is None else nn.functional.pad(scale.float(), (0, -len(scale) % PANEL))
