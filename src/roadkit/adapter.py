@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import rotation
+from . import blocks, rotation
 from .errors import AdapterError, AlgebraError
 
 
@@ -185,7 +185,7 @@ class Adapter:
         layout = common_layout([self, other])
         first, second = (adapter.spread(layout) for adapter in (self, other))
         parts = [
-            rotation.product((first[0][part], first[1][part]), (second[0][part], second[1][part]), group_size)
+            blocks.product((first[0][part], first[1][part]), (second[0][part], second[1][part]), group_size)
             for group_size, part in layout.parts.items()
         ]
         heads = _common_heads(self, other)
@@ -193,10 +193,10 @@ class Adapter:
         return Adapter(layout, torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts]), heads, base)
 
     def __pow__(self, exponent: float) -> Adapter:
-        """Strength: α^w and w·θ for road_1, the real matrix power otherwise (see `rotation.power`). Heads are kept."""
+        """Strength: α^w and w·θ for road_1, the real matrix power otherwise (see `roadkit.blocks.power`). Heads are kept."""
         if exponent == 1:
             return self
-        return self._each(lambda a, b, group_size: rotation.power(a, b, exponent, group_size), f"power {exponent:g}")
+        return self._each(lambda a, b, group_size: blocks.power(a, b, exponent, group_size), f"power {exponent:g}")
 
     def inverse(self) -> Adapter:
         """The adapter that undoes this one. Raises `AlgebraError` naming layer, pair and condition number."""

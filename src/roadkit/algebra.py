@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from . import rotation
+from . import blocks, rotation
 from .adapter import Adapter, Layout, common_layout
 from .errors import AlgebraError
 
@@ -58,7 +58,7 @@ def mean(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) ->
         total += weight / sum(weights) * _spread_logarithm(adapter, layout)
     a, b = torch.empty(layout.width), torch.empty(layout.width)
     for group_size, part in layout.parts.items():
-        a[part], b[part] = (x.float() for x in rotation.exponential(total[0, part], total[1, part], group_size))
+        a[part], b[part] = (x.float() for x in blocks.exponential(total[0, part], total[1, part], group_size))
     heads, base = adapters[0].heads, adapters[0].base
     for adapter in adapters[1:]:
         heads = Adapter(layout, a, b, heads, base).then(Adapter(layout, a, b, adapter.heads)).heads
@@ -89,7 +89,7 @@ def distances(adapters: Sequence[Adapter]) -> torch.Tensor:
                 squared += _squared_distances(scale) + _squared_angles(angle)
             else:
                 try:
-                    logs = rotation.logarithm(a, b, group_size)
+                    logs = blocks.logarithm(a, b, group_size)
                 except AlgebraError:
                     _refuse(adapters, layout, group_size, part)
                     raise
@@ -223,7 +223,7 @@ def _spread_logarithm(adapter: Adapter, layout: Layout) -> torch.Tensor:
 def _logarithm(adapter: Adapter, layout: Layout, group_size: int, part: slice) -> torch.Tensor:
     a, b = adapter.spread(layout)
     try:
-        return torch.stack(rotation.logarithm(a[part], b[part], group_size))
+        return torch.stack(blocks.logarithm(a[part], b[part], group_size))
     except AlgebraError as error:
         assert error.pair is not None, error
         name, pair = layout.locate(error.pair, group_size)

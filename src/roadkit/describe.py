@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .adapter import Adapter
+from .blocks import condition, power
 from .errors import AdapterError, AlgebraError, nearest
-from .rotation import condition, is_scaled_rotation, power, raise_to_parameters
+from .rotation import is_scaled_rotation, raise_to_parameters
 
 _PLACE = re.compile(r"^(?:(.*?)\.)?(\d+)\.(.+)$")
 

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from .blocks import inverse
 from .errors import AdapterError, AlgebraError, ModelError
 from .kernels.gradient import rotate_trainable
 from .kernels.rows import rotate_rows, rotate_rows_torch
 from .modules import rotate_matrix_, width_of
-from .rotation import inverse, lower
+from .rotation import lower
 
 Rotation = tuple[Tensor, Tensor, int]  # a, b, group size
 
