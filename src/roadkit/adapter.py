@@ -114,6 +114,22 @@ class Adapter:
         heads = {module: {name: tensor.cpu() for name, tensor in own.items()} for module, own in (heads or {}).items()}
         return cls(layout, a, b, heads, base or Base(), variant, kept)
 
+    def to_parameters(self) -> tuple[str, Mapping[str, tuple[Tensor, Tensor]]]:
+        """The variant and every layer's (θ, α), as `from_parameters` takes them: the layers must have one group size.
+
+        A loaded adapter gives what was loaded. A computed one gives the smallest variant that holds it, within 1e-6.
+        """
+        if self.variant is not None:
+            return self.variant, self.parameters
+        (group_size,) = self.group_sizes
+        variant, theta, alpha = rotation.raise_to_parameters(self.a, self.b, group_size)
+        share = 2 if variant == "road_1" else 1  # outputs an entry
+        parameters = {}
+        for name, span in self.layout.spans.items():
+            part = slice(span.start // share, span.stop // share)
+            parameters[name] = theta[part], alpha[part]
+        return variant, parameters
+
     @classmethod
     def load(cls, source: str | os.PathLike) -> Adapter:
         """Read and fully validate a PEFT-format directory, hub id or fsspec address; see `roadkit.store.load`."""

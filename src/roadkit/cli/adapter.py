@@ -112,11 +112,12 @@ def merge(
     json: bool = _JSON,
 ) -> None:
     """Write a decoder with the adapter merged into its weights; plain transformers loads it."""
-    from .. import models, modules
+    from .. import models
     from ..adapter import Adapter
     from ..expression import compose as evaluate
     from ..expression import parse
     from ..files import replaced_directory
+    from ..merging import merge as merge_weights
 
     if adapters:
         sources = named_adapters(adapters)
@@ -124,7 +125,7 @@ def merge(
     else:
         chosen = Adapter.load(source)
     base = models.load_causal(model, dtype=dtype)
-    modules.merge(base, chosen, keep_originals=False)
+    merge_weights(base, chosen, keep_originals=False)
     try:
         with replaced_directory(output) as folder:
             base.save_pretrained(folder)
