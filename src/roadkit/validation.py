@@ -18,11 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import RequestError, RoadkitError, nearest
 
 Kind = Literal["unknown", "missing", "json", "invalid"]
-_KINDS: dict[str, Kind] = {
-    "extra_forbidden": "unknown",
-    "missing": "missing",
-    "json_invalid": "json",
-}  # pydantic's → ours
+# pydantic's word → ours
+_KINDS: dict[str, Kind] = {"extra_forbidden": "unknown", "missing": "missing", "json_invalid": "json"}
 # What pydantic puts into a location beside field names and indices: the branch of a union that was tried.
 _BRANCH = re.compile(r"str|int|float|bool|(list|tuple|dict|literal|nullable|function|constrained)\W?.*")
 
