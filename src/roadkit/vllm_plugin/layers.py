@@ -10,7 +10,6 @@ reduces its partial sums, behind any quantisation, and with the bias inside. The
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,8 +74,9 @@ def install(layer: Any, rotation: LayerRotation) -> None:
     module tree, the names of weights and the collectives stay as they are.
     """
     layer.roadkit_rotation = rotation
-    method = copy.copy(layer.quant_method)
-    method.__class__ = _rotated_class(type(method))
+    kind: Any = _rotated_class(type(layer.quant_method))
+    method = kind.__new__(kind)  # without its __init__, whose arguments are gone
+    vars(method).update(vars(layer.quant_method))
     layer.quant_method = method
     if layer.skip_bias_add and layer.bias is not None:
         layer.register_forward_hook(_rotate_returned_bias)
