@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import blocks, rotation
+from . import matrices, rotation
 from .errors import AdapterError, AlgebraError
 
 
@@ -230,7 +230,7 @@ class Adapter:
         layout = common_layout([self, other])
         first, second = (adapter.spread(layout) for adapter in (self, other))
         parts = [
-            blocks.product((first[0][part], first[1][part]), (second[0][part], second[1][part]), group_size)
+            matrices.product((first[0][part], first[1][part]), (second[0][part], second[1][part]), group_size)
             for group_size, part in layout.parts.items()
         ]
         a, b = (torch.cat(vectors) for vectors in zip(*parts, strict=True))
@@ -239,12 +239,12 @@ class Adapter:
     def __pow__(self, exponent: float) -> Adapter:
         """The adapter at strength w, `adapter ** w`: 0 is the base model, 1 the adapter, −1 its inverse. Heads are kept.
 
-        road_1 gets w·θ and α^w, all other blocks the real matrix power (see `roadkit.blocks.power`). Raises `AlgebraError`
+        road_1 gets w·θ and α^w, all other blocks the real matrix power (see `roadkit.matrices.power`). Raises `AlgebraError`
         naming layer and pair if a power does not exist.
         """
         if exponent == 1:
             return self
-        return self._each(lambda a, b, group_size: blocks.power(a, b, exponent, group_size), f"power {exponent:g}")
+        return self._each(lambda a, b, group_size: matrices.power(a, b, exponent, group_size), f"power {exponent:g}")
 
     def inverse(self) -> Adapter:
         """The adapter that undoes this one. Raises `AlgebraError` naming layer and pair if a block is nearly singular."""

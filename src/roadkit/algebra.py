@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from . import blocks, rotation
+from . import matrices, rotation
 from .adapter import Adapter, Layout, common_base, common_heads, common_layout
 from .errors import AlgebraError
 
@@ -65,7 +65,7 @@ def mean(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) ->
         total += weight / sum(weights) * _spread_logarithm(adapter, layout)
     a, b = torch.empty(layout.width), torch.empty(layout.width)
     for group_size, part in layout.parts.items():
-        a[part], b[part] = (x.float() for x in blocks.exponential(total[0, part], total[1, part], group_size))
+        a[part], b[part] = (x.float() for x in matrices.exponential(total[0, part], total[1, part], group_size))
     return Adapter(layout, a, b, common_heads(adapters), common_base(adapters))
 
 
@@ -94,7 +94,7 @@ def distances(adapters: Sequence[Adapter]) -> torch.Tensor:
                 squared += _squared_distances(scale) + _squared_angles(angle)
             else:
                 try:
-                    logs = blocks.logarithm(a, b, group_size)
+                    logs = matrices.logarithm(a, b, group_size)
                 except AlgebraError:
                     _refuse(adapters, layout, group_size, part)
                     raise
@@ -246,7 +246,7 @@ def _logarithm(adapter: Adapter, layout: Layout, group_size: int, part: slice) -
     """The same for the layers of one group size. Raises `AlgebraError` naming layer and pair."""
     a, b = adapter.spread(layout)
     try:
-        return torch.stack(blocks.logarithm(a[part], b[part], group_size))
+        return torch.stack(matrices.logarithm(a[part], b[part], group_size))
     except AlgebraError as error:
         assert error.pair is not None, error
         name, pair = layout.locate(error.pair, group_size)

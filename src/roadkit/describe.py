@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .adapter import Adapter
-from .blocks import condition, power
 from .errors import AdapterError, AlgebraError, nearest
+from .matrices import condition, power
 from .rotation import is_scaled_rotation, raise_to_parameters, split_pairs
 
 _PLACE = re.compile(r"^(?:(.*?)\.)?(\d+)\.(.+)$")

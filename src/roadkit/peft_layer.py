@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .blocks import inverse
 from .errors import AdapterError, AlgebraError, ModelError
 from .kernels.gradient import rotate_trainable
 from .kernels.rows import rotate_rows, rotate_rows_torch
+from .matrices import inverse
 from .merging import rotate_matrix_
 from .modules import is_conv1d, width_of
 from .rotation import lower

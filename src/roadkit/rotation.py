@@ -13,8 +13,8 @@ output i + g/2 (hi). RoAd (arXiv 2409.00119, eq. 2-4) multiplies every pair by a
     >>> rotate(torch.tensor([1.0, 0.0]), a, b, 2)
     tensor([0., 1.])
 
-All functions are pure and work on flat vectors, so many layers laid end to end take one call. `roadkit.blocks` computes
-with the 2×2 blocks: products, inverses, powers.
+All functions are pure and work on flat vectors, so many layers laid end to end take one call. `roadkit.matrices` computes
+products, inverses and powers of the blocks.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The algebra of the 2×2 blocks that adapters consist of: products, inverses, real powers, logarithms.
+"""The algebra of 2×2 matrices that adapters consist of: products, inverses, real powers, logarithms.
 
-    both = product(formal, german, 2)          # formal first, german on its result; each (a, b)
+    both = product(formal, german, 2)          # formal first, german on its result; each is (a, b)
     a, b = power(*formal, 0.5, 2)              # half the strength
 
-Vectors a and b [d] hold one block a pair, M = [[a_lo, b_lo], [b_hi, a_hi]], paired as `roadkit.rotation` says. Pairs are
-numbered group by group. Scaled rotations c·R(θ) are complex numbers, so they commute and nearly everything exists for
-them. General blocks are handled by their eigenvalues m ± √gap, with m = (a_lo + a_hi)/2.
+Vectors a and b [d] hold one matrix for each pair, its block M = [[a_lo, b_lo], [b_hi, a_hi]]; `roadkit.rotation` says which
+outputs pair. Pairs are numbered group by group. Scaled rotations c·R(θ) are complex numbers, so they commute and nearly
+everything exists for them. General blocks are handled by their eigenvalues m ± √gap, with m = (a_lo + a_hi)/2.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def logarithm(a: Tensor, b: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 
 
 def exponential(a: Tensor, b: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """(a, b) of the matrix exponentials of blocks L given as (a, b): e^m (cosh √gap I + sinh √gap/√gap (L − mI)); float64."""
+    """(a, b) of the matrix exponentials of blocks L, float64: exp L = e^m (cosh √gap I + sinh √gap/√gap (L − mI))."""
     a_lo, a_hi = split_pairs(a.double(), group_size)
     b_lo, b_hi = split_pairs(b.double(), group_size)
     mean = (a_lo + a_hi) / 2

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from roadkit.blocks import condition, inverse, power, product, worst_block
 from roadkit.errors import AlgebraError
+from roadkit.matrices import condition, inverse, power, product, worst_block
 from roadkit.rotation import VARIANTS, is_scaled_rotation, lower, rotate
 from tests.conftest import TOLERANCE, random_parameters
 
