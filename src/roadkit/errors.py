@@ -6,7 +6,12 @@ except roadkit.RoadkitError as error:
     print(error)
 """
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class RoadkitError(ValueError):
