@@ -121,7 +121,7 @@ def test_a_width_that_the_group_size_does_not_divide_is_refused(group_size):
 
 
 def test_the_base_layer_can_be_watched(tiny_llama, ids):
-    """Its output may be overwritten only where nobody looks."""
+    """Its output may be overwritten only if nobody looks."""
     model = soften(get_peft_model(tiny_llama(), road()))
     layer, seen, inputs = layers(model)[0], [], []
     model(input_ids=ids)

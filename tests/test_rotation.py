@@ -85,7 +85,7 @@ def test_lower_is_differentiable(variant):
 
 @quick
 @given(shapes, seeds)
-def test_norm_is_kept_where_alpha_is_one(shape, seed):
+def test_norm_is_kept_if_alpha_is_one(shape, seed):
     width, group_size = shape
     theta, _ = random_parameters("road_1", width, group_size, seed)
     a, b = lower("road_1", theta.double(), torch.ones(width // 2).double(), group_size)

@@ -112,7 +112,7 @@ def test_reader_never_mixes_two_versions(tmp_path, monkeypatch):
     assert Adapter.load(tmp_path / "a") == old
 
 
-def test_reader_tries_again_where_the_directory_went_away_meanwhile(tmp_path, monkeypatch):
+def test_reader_tries_again_if_the_directory_went_away_meanwhile(tmp_path, monkeypatch):
     adapter().save(tmp_path / "a")
     read, attempts = sources._read_file, []
 

@@ -56,7 +56,7 @@ class Layout:
         return sum(width for width, _ in self.layers.values())
 
     def locate(self, pair: int, group_size: int) -> tuple[str, int]:
-        """A pair, counted through all layers of one group size → (layer, pair within that layer)."""
+        """The layer of a pair that is counted through all layers of one group size, and its number in that layer."""
         position = self.parts[group_size].start + 2 * pair
         for name, span in self.spans.items():
             if span.start <= position < span.stop:
@@ -80,11 +80,12 @@ class Base:
 class Adapter:
     """An immutable RoAd adapter (arXiv 2409.00119). `Adapter.load` reads one; the operations below compute with it.
 
-    Two adapters are equal if they do the same to the same layers, whatever variant or file they came from.
+    Every layer's output h becomes z = a ⊙ h + b ⊙ swap(h), with the layer's own a and b. Two adapters are equal if they do
+    the same to the same layers, whatever variant or file they came from.
 
     layout      the layers: their names, widths and group sizes
-    a           [layout.width] float32, with b: every layer's output h becomes z = a ⊙ h + b ⊙ swap(h)
-    b           [layout.width] float32
+    a           [layout.width] float32, of all layers end to end
+    b           [layout.width] float32, of all layers end to end
     heads       whole modules that were trained beside the rotations (PEFT's `modules_to_save`): module → parameter →
                 tensor
     base        the model it belongs to
@@ -175,7 +176,7 @@ class Adapter:
         span = self.layout.spans[name]
         return self.a[span], self.b[span], self.layout.layers[name][1]
 
-    # The protocol `kinds.AnyAdapter`: an adapter rotates linear layers, for every token, and has no parts.
+    # What `kinds.AnyAdapter` asks for: an adapter rotates linear layers, for every token, and has no parts.
 
     @property
     def rotation(self) -> Adapter:

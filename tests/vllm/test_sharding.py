@@ -53,7 +53,7 @@ def test_qkv_is_cut_by_heads():
     assert shards == (Shard("q_proj", 256, 128, 128), Shard("k_proj", 128, 64, 64), Shard("v_proj", 128, 64, 64))
 
 
-def test_ranks_share_a_key_head_where_there_are_more_ranks_than_heads():
+def test_ranks_share_a_key_head_if_there_are_more_ranks_than_heads():
     shards = [_shards(_qkv(rank, 4, key_heads=2), NAMES, in_order=False)[1] for rank in range(4)]
     assert [shard.start for shard in shards] == [0, 0, 32, 32] and {shard.width for shard in shards} == {32}
 
@@ -70,7 +70,7 @@ def test_shards_cover_every_row_once(size):
 
 @pytest.mark.parametrize("in_order", [True, False], ids=["known order", "unknown order"])
 def test_fused_checkpoint(serve, make_adapter, monkeypatch, tmp_path, in_order):
-    """Phi-3 keeps q, k, v and gate, up in one layer each: served where the order of the rows is known, else refused."""
+    """Phi-3 keeps q, k, v and gate, up in one layer each: served if the order of the rows is known, else refused."""
     from transformers import Phi3Config, Phi3ForCausalLM
 
     config = Phi3Config(
