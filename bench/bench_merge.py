@@ -8,7 +8,7 @@ from peft import RoadConfig, get_peft_model
 from torch import nn
 
 from roadkit.adapter import Adapter
-from roadkit.modules import merge, unmerge
+from roadkit.merging import merge, unmerge
 
 
 def run(rounds: int = 7) -> dict:

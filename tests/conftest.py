@@ -131,6 +131,12 @@ def tiny_bert():
     return make
 
 
+@pytest.fixture(params=["tiny_llama", "tiny_qwen", "tiny_gemma", "tiny_gpt2", "tiny_bert"])
+def family(request):
+    """A model's builder, for each kind of architecture."""
+    return request.getfixturevalue(request.param)
+
+
 def random_parameters(variant: str, width: int, group_size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """θ and α of a layer, far from the identity; `group_size` is named so that calls read like the layer's."""
     from roadkit.rotation import num_parameters

@@ -153,7 +153,7 @@ def test_layers_that_one_lacks_stay_as_the_other_leaves_them():
     check(apply(both, h), apply(second, apply(first, h)))
 
 
-def test_layers_of_different_group_sizes_compose_where_they_do_not_meet():
+def test_layers_of_different_group_sizes_compose_if_they_do_not_meet():
     first, second, h = adapter(1, layers=("extra",), group_size=2), adapter(2, layers=("layers.0.q",)), outputs()
     both = first.then(second)
     assert both.group_sizes == (2, 4)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from roadkit import algebra, models, modules, rotation
+from roadkit import algebra, matrices, models, modules, rotation
 from roadkit.adapter import Adapter
 from roadkit.errors import AdapterError, AlgebraError
 from tests.conftest import random_parameters
@@ -115,18 +115,18 @@ def test_interpolation_takes_the_shortest_arc_at_constant_speed():
 def test_logarithm_and_exponential_undo_each_other(variant):
     adapter = make(4, variant)
     for group_size, part in adapter.layout.parts.items():
-        logs = rotation.logarithm(adapter.a[part], adapter.b[part], group_size)
-        a, b = rotation.exponential(*logs, group_size)
+        logs = matrices.logarithm(adapter.a[part], adapter.b[part], group_size)
+        a, b = matrices.exponential(*logs, group_size)
         torch.testing.assert_close(a.float(), adapter.a[part])
         torch.testing.assert_close(b.float(), adapter.b[part])
-        half = rotation.exponential(logs[0] / 2, logs[1] / 2, group_size)
-        powered = rotation.power(adapter.a[part], adapter.b[part], 0.5, group_size)
+        half = matrices.exponential(logs[0] / 2, logs[1] / 2, group_size)
+        powered = matrices.power(adapter.a[part], adapter.b[part], 0.5, group_size)
         torch.testing.assert_close(half[0].float(), powered[0])
 
 
 def test_logarithm_agrees_with_the_matrix_exponential():
     a, b = make(5, "road_2").layer("m.0.up")[:2]
-    log_a, log_b = rotation.logarithm(a, b, 16)
+    log_a, log_b = matrices.logarithm(a, b, 16)
     for i in (0, 5, 40):
         block = i // 16 * 16 + i % 8
         lo, hi = block, block + 8

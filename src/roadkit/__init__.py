@@ -21,9 +21,9 @@ _HOMES = {
     "compose": "expression",
     "disable_peft": "peft_tuner",
     "enable_peft": "peft_tuner",
-    "merge": "modules",
+    "merge": "merging",
     "rotate_rows": "kernels",
-    "unmerge": "modules",
+    "unmerge": "merging",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from .errors import RoadkitError as RoadkitError
     from .expression import compose as compose
     from .kernels import rotate_rows as rotate_rows
+    from .merging import merge as merge
+    from .merging import unmerge as unmerge
     from .modules import attached as attached
-    from .modules import merge as merge
-    from .modules import unmerge as unmerge
     from .peft_tuner import disable_peft as disable_peft
     from .peft_tuner import enable_peft as enable_peft
 

@@ -1,11 +1,12 @@
-"""`Adapter`: one fine-tuned model as a value, named layers with their (a, b), to be composed, inverted and scaled.
+"""`Adapter`: one fine-tuned model as a value, to be composed, inverted and scaled.
 
-    both = formal.then(german)          # formal first, german on its result
-    half = formal ** 0.5                # half the strength
-    base = formal.then(formal.inverse())
+    both = formal.then(german)             # formal first, german on its result
+    half = formal ** 0.5                   # half the strength
+    base = formal.then(formal.inverse())   # the base model again
 
-All layers lie end to end in two flat float32 vectors, ordered by group size and then by name, so that every
-operation on a whole model is a handful of tensor operations, and activating an adapter is one copy.
+An adapter is named layers, each with its vectors a and b (see `roadkit.rotation`). All layers lie end to end in two flat
+float32 vectors, ordered by group size and then by name. So an operation on a whole model is a handful of tensor
+operations, and activating an adapter is one copy.
 """
 
 from __future__ import annotations
@@ -13,23 +14,28 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from . import rotation
+from . import matrices, rotation
 from .errors import AdapterError, AlgebraError
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each layer lies in the flat vectors. `layers` maps a module's name to (width, group size)."""
+    """Where each layer lies in the flat vectors.
+
+    layers  module name → (width, group size)
+    spans   module name → the layer's slice of the flat vectors
+    parts   group size → the contiguous slice of all layers that have it
+    """
 
     layers: Mapping[str, tuple[int, int]]
     spans: Mapping[str, slice] = field(init=False, compare=False)
-    parts: Mapping[int, slice] = field(init=False, compare=False)  # one contiguous slice a group size
+    parts: Mapping[int, slice] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         ordered = dict(sorted(self.layers.items(), key=lambda item: (item[1][1], item[0])))
@@ -50,7 +56,7 @@ class Layout:
         return sum(width for width, _ in self.layers.values())
 
     def locate(self, pair: int, group_size: int) -> tuple[str, int]:
-        """A pair counted through the part of `group_size` → (layer, pair within that layer)."""
+        """The layer of a pair that is counted through all layers of one group size, and its number in that layer."""
         position = self.parts[group_size].start + 2 * pair
         for name, span in self.spans.items():
             if span.start <= position < span.stop:
@@ -60,7 +66,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Base:
-    """The model an adapter was made for: its name, and `models.config_fingerprint` of its configuration ('' unknown)."""
+    """The model an adapter was made for.
+
+    name         its hub id or folder; '' if unknown
+    fingerprint  `roadkit.models.config_fingerprint` of its configuration; '' if unknown
+    """
 
     name: str = ""
     fingerprint: str = ""
@@ -68,13 +78,19 @@ class Base:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """An immutable RoAd adapter. Build one with `Adapter.load`, `Adapter.from_parameters` or the operations below.
+    """An immutable RoAd adapter (arXiv 2409.00119). `Adapter.load` reads one; the operations below compute with it.
 
-    a, b        [layout.width] float32: z = a ⊙ h + b ⊙ swap(h) in every layer
-    heads       whole modules trained beside the rotations (PEFT's `modules_to_save`): module → parameter → tensor
+    Every layer's output h becomes z = a ⊙ h + b ⊙ swap(h), with the layer's own a and b. Two adapters are equal if they do
+    the same to the same layers, whatever variant or file they came from.
+
+    layout      the layers: their names, widths and group sizes
+    a           [layout.width] float32, of all layers end to end
+    b           [layout.width] float32, of all layers end to end
+    heads       whole modules that were trained beside the rotations (PEFT's `modules_to_save`): module → parameter →
+                tensor
     base        the model it belongs to
     variant     'road_1', 'road_2' or 'road_4' as loaded; None for a computed adapter
-    parameters  layer → (θ, α) as loaded, kept bit for bit for saving; empty for a computed adapter
+    parameters  layer → (θ in radians, α) as loaded, kept bit for bit for saving; empty for a computed adapter
     """
 
     layout: Layout
@@ -95,9 +111,13 @@ class Adapter:
         heads: Mapping[str, Mapping[str, Tensor]] | None = None,
         base: Base | None = None,
     ) -> Adapter:
-        """Lower θ and α (radians, PEFT's layout; module name → (θ, α), each 1-D) of one variant and group size.
+        """Lower θ and α of one variant and group size. The tensors are copied to the CPU.
 
-        The tensors are copied to the CPU. Raises `AdapterError` or `AlgebraError` for sizes that fit no layer.
+        parameters  module name → (θ in radians, α), each 1-D and laid out as PEFT does
+        variant     'road_1', 'road_2' or 'road_4'
+        group_size  even; inside a group, output i pairs with output i + group_size/2
+
+        Raises `AdapterError` or `AlgebraError` for sizes that fit no layer.
         """
         if not parameters:
             raise AdapterError("an adapter needs at least one layer")
@@ -114,25 +134,49 @@ class Adapter:
         heads = {module: {name: tensor.cpu() for name, tensor in own.items()} for module, own in (heads or {}).items()}
         return cls(layout, a, b, heads, base or Base(), variant, kept)
 
+    def to_parameters(self) -> tuple[str, Mapping[str, tuple[Tensor, Tensor]]]:
+        """The variant and every layer's (θ, α), as `from_parameters` takes them: the layers must have one group size.
+
+        A loaded adapter gives what was loaded. A computed one gives the smallest variant that holds it, within 1e-6.
+        """
+        if self.variant is not None:
+            return self.variant, self.parameters
+        (group_size,) = self.group_sizes
+        variant, theta, alpha = rotation.raise_to_parameters(self.a, self.b, group_size)
+        share = 2 if variant == "road_1" else 1  # outputs an entry
+        parameters = {}
+        for name, span in self.layout.spans.items():
+            part = slice(span.start // share, span.stop // share)
+            parameters[name] = theta[part], alpha[part]
+        return variant, parameters
+
     @classmethod
     def load(cls, source: str | os.PathLike) -> Adapter:
-        """Read and fully validate a PEFT-format directory, hub id or fsspec address; see `roadkit.store.load`."""
+        """Read an adapter in PEFT's format and validate it in full.
+
+        source  a local folder, a hub id (`owner/name`), or an fsspec address such as s3://bucket/formal
+
+        Raises one `AdapterError` that lists everything wrong with it.
+        """
         from . import store
 
         return store.load(source)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a PEFT-format directory atomically; see `roadkit.store.save`."""
+        """Write a directory in PEFT's format in one step. See `roadkit.store.save`.
+
+        Raises `AdapterError` if the layers have different group sizes, or the folder holds anything else.
+        """
         from . import store
 
         store.save(self, path)
 
     def layer(self, name: str) -> tuple[Tensor, Tensor, int]:
-        """(a [width], b [width], group size) of one layer, views of the flat vectors."""
+        """(a [width], b [width], group size) of one layer; a and b are views of the flat vectors."""
         span = self.layout.spans[name]
         return self.a[span], self.b[span], self.layout.layers[name][1]
 
-    # What `kinds.AnyAdapter` asks: an adapter rotates linear layers, for every token, and has no parts.
+    # What `kinds.AnyAdapter` asks for: an adapter rotates linear layers, for every token, and has no parts.
 
     @property
     def rotation(self) -> Adapter:
@@ -148,11 +192,12 @@ class Adapter:
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
+        """The group sizes of its layers, ascending."""
         return tuple(self.layout.parts)
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of what the adapter does: its lowered layers and heads, whatever variant or file they came from."""
+        """SHA-256 of what the adapter does, that is of its lowered layers and its heads."""
         return self._content_hash
 
     @functools.cached_property
@@ -178,31 +223,36 @@ class Adapter:
         return f"Adapter({kind}, {len(self.layout.layers)} layers, group_size={sizes}, {self.content_hash[:12]})"
 
     def then(self, other: Adapter) -> Adapter:
-        """Apply this adapter, then `other` to its result, as one adapter.
+        """One adapter that does what this one and then `other` on its result do: every block is their product.
 
-        Raises `AdapterError` where a layer's widths or group sizes differ, the bases differ, or the heads do.
+        A layer that only one of them has is taken as it is. Raises `AdapterError` if the base models differ, both have
+        heads and these differ, or a layer has another width or group size.
         """
         layout = common_layout([self, other])
         first, second = (adapter.spread(layout) for adapter in (self, other))
         parts = [
-            rotation.product((first[0][part], first[1][part]), (second[0][part], second[1][part]), group_size)
+            matrices.product((first[0][part], first[1][part]), (second[0][part], second[1][part]), group_size)
             for group_size, part in layout.parts.items()
         ]
-        heads = _common_heads(self, other)
-        base = self.base if self.base.name else other.base
-        return Adapter(layout, torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts]), heads, base)
+        a, b = (torch.cat(vectors) for vectors in zip(*parts, strict=True))
+        return Adapter(layout, a, b, common_heads([self, other]), common_base([self, other]))
 
     def __pow__(self, exponent: float) -> Adapter:
-        """Strength: α^w and w·θ for road_1, the real matrix power otherwise (see `rotation.power`). Heads are kept."""
+        """The adapter at strength w, `adapter ** w`: 0 is the base model, 1 the adapter, −1 its inverse. Heads are kept.
+
+        road_1 gets w·θ and α^w, all other blocks the real matrix power (see `roadkit.matrices.power`). Raises `AlgebraError`
+        naming layer and pair if a power does not exist.
+        """
         if exponent == 1:
             return self
-        return self._each(lambda a, b, group_size: rotation.power(a, b, exponent, group_size), f"power {exponent:g}")
+        return self._each(lambda a, b, group_size: matrices.power(a, b, exponent, group_size), f"power {exponent:g}")
 
     def inverse(self) -> Adapter:
-        """The adapter that undoes this one. Raises `AlgebraError` naming layer, pair and condition number."""
+        """The adapter that undoes this one. Raises `AlgebraError` naming layer and pair if a block is nearly singular."""
         return self**-1
 
-    def _each(self, function, operation: str) -> Adapter:
+    def _each(self, function: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]], operation: str) -> Adapter:
+        """The adapter whose (a, b) `function` makes, once for each group size. Errors name the layer."""
         results = []
         for group_size, part in self.layout.parts.items():
             try:
@@ -216,7 +266,7 @@ class Adapter:
         return Adapter(self.layout, a, b, self.heads, self.base)
 
     def spread(self, layout: Layout) -> tuple[Tensor, Tensor]:
-        """This adapter's vectors in a larger layout, the identity in layers that it lacks."""
+        """(a, b) of this adapter in a larger layout, each [layout.width]: the identity in layers that it lacks."""
         if layout == self.layout:
             return self.a, self.b
         a, b = torch.ones(layout.width), torch.zeros(layout.width)
@@ -226,7 +276,7 @@ class Adapter:
 
 
 def common_layout(adapters: Sequence[Adapter]) -> Layout:
-    """The layout of all their layers. Raises `AdapterError` where bases, widths or group sizes differ, naming both."""
+    """The layout of all their layers. Raises `AdapterError` naming both values if bases, widths or group sizes differ."""
     layout, base = adapters[0].layout, adapters[0].base
     for adapter in adapters[1:]:
         one, other = base, adapter.base
@@ -249,16 +299,25 @@ def common_layout(adapters: Sequence[Adapter]) -> Layout:
     return layout
 
 
-def _common_heads(first: Adapter, second: Adapter) -> Mapping[str, Mapping[str, Tensor]]:
-    if not first.heads or not second.heads:
-        return first.heads or second.heads
-    same = first.heads.keys() == second.heads.keys() and all(
-        first.heads[module].keys() == second.heads[module].keys()
-        and all(torch.equal(tensor, second.heads[module][name]) for name, tensor in tensors.items())
-        for module, tensors in first.heads.items()
+def common_base(adapters: Sequence[Adapter]) -> Base:
+    """The first base that has a name. `common_layout` refuses adapters of different bases."""
+    return next((adapter.base for adapter in adapters if adapter.base.name), adapters[-1].base)
+
+
+def common_heads(adapters: Sequence[Adapter]) -> Mapping[str, Mapping[str, Tensor]]:
+    """The heads of those that have any. Raises `AdapterError` if they differ."""
+    headed = [adapter.heads for adapter in adapters if adapter.heads]
+    for heads in headed[1:]:
+        if not _same_heads(headed[0], heads):
+            raise AdapterError(
+                f"adapters with different heads do not compose: {sorted(headed[0])} and {sorted(heads)} differ"
+            )
+    return headed[0] if headed else {}
+
+
+def _same_heads(one: Mapping[str, Mapping[str, Tensor]], other: Mapping[str, Mapping[str, Tensor]]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[module].keys() == other[module].keys()
+        and all(torch.equal(tensor, other[module][name]) for name, tensor in tensors.items())
+        for module, tensors in one.items()
     )
-    if not same:
-        raise AdapterError(
-            f"adapters with different heads do not compose: {sorted(first.heads)} and {sorted(second.heads)} differ"
-        )
-    return first.heads

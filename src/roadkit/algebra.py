@@ -1,13 +1,13 @@
-"""Algebra at work: what one adapter has that another lacks, the way between two, the middle of many, parts and wholes.
+"""Computing with whole adapters: differences, ways between two, means, distances, parts and wholes.
 
     difference(tuned, formal)              # what comes after `formal` to give `tuned`
-    interpolate(formal, pirate, 0.3)       # 30 % of the way
+    interpolate(formal, pirate, 0.3)       # 30 % of the way from one to the other
     mean([a, b, c], [2, 1, 1])             # weighted geometric mean
     parts = split(formal, "layer"); union(parts.values()) == formal
 
-Every pair's block is an element of GL(2). Scaled rotations (road_1) commute and everything here is exact for them: the
-angles' shortest arcs and the scales' geometric ways. General blocks (road_2, road_4, most products of them) do not;
-each function says what it takes instead, and raises `AlgebraError` where that does not exist.
+Every pair's block is an invertible 2×2 matrix. The scaled rotations of road_1 commute, and everything here is exact for
+them: angles go by their shortest arcs, scales by geometric means. General blocks (road_2, road_4 and most of their
+products) do not commute. Each function says what it takes for them, and raises `AlgebraError` if that does not exist.
 """
 
 from __future__ import annotations
@@ -18,34 +18,41 @@ from typing import Any
 
 import torch
 
-from . import rotation
-from .adapter import Adapter, Layout, common_layout
+from . import matrices, rotation
+from .adapter import Adapter, Layout, common_base, common_heads, common_layout
 from .errors import AlgebraError
 
-MAX_CHUNK = 1 << 22  # entries of all adapters that `distances` looks at together
+MAX_CHUNK = 1 << 22  # how many entries of all adapters `distances` holds at a time
 _NUMBER = re.compile(r"(?:^|\.)([0-9]+)(?:\.|$)")
 
 
 def difference(adapter: Adapter, removed: Adapter) -> Adapter:
-    """D with `removed.then(D) == adapter`: the adapter after `removed` is taken away from its beginning."""
+    """What has to come after `removed` to give `adapter`: D with `removed.then(D) == adapter`.
+
+    Raises `AlgebraError` if `removed` has no inverse, `AdapterError` if the two do not compose.
+    """
     return removed.inverse().then(adapter)
 
 
 def interpolate(first: Adapter, second: Adapter, share: float) -> Adapter:
-    """`first.then((first⁻¹ second) ** share)`: first at 0, second at 1.
+    """The adapter at `share` of the way from `first` (0) to `second` (1): `first.then(difference(second, first) ** share)`.
 
-    For scaled rotations the geodesic of R₊ × SO(2): shortest arcs, geometric scales. For general blocks the left-
-    invariant one-parameter path of GL(2), which needs `first⁻¹ second` to have a real logarithm (no eigenvalue on
-    (−∞, 0] but −cI); it is symmetric in its ends, and no geodesic of a metric that both sides keep, for there is none.
+    For scaled rotations this is the geodesic of R₊ × SO(2): angles by their shortest arcs, scales geometrically. For
+    general blocks it is the one-parameter path of GL(2) between the two, the same from either end. It exists if the
+    difference has a real power: no eigenvalue on (−∞, 0], unless the block is −c·I. It is no geodesic, because GL(2)
+    has no metric that both sides keep. Raises `AlgebraError` or `AdapterError`.
     """
     return first.then(difference(second, first) ** share)
 
 
 def mean(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -> Adapter:
-    """Weighted geometric mean exp(Σ wᵢ log Mᵢ), weights scaled to sum to 1; the order does not matter.
+    """Weighted geometric mean exp(Σ wᵢ log Mᵢ) of every block. The order of the adapters does not matter.
 
-    For scaled rotations the weighted mean of angles in (−π, π] and of log scales. For general blocks this log-Euclidean
-    mean is one of several; it exists where every block has a real logarithm. Heads must agree.
+    weights  one for each adapter, scaled to sum to 1; by default all equal
+
+    For scaled rotations it is the weighted mean of angles in (−π, π] and of log scales. For general blocks it is the
+    log-Euclidean mean, one of several that there are. Raises `AlgebraError` if a block has no real logarithm, and
+    `AdapterError` if base models, layers or heads do not agree.
     """
     if not adapters:
         raise AlgebraError("the mean of no adapters does not exist")
@@ -58,20 +65,18 @@ def mean(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) ->
         total += weight / sum(weights) * _spread_logarithm(adapter, layout)
     a, b = torch.empty(layout.width), torch.empty(layout.width)
     for group_size, part in layout.parts.items():
-        a[part], b[part] = (x.float() for x in rotation.exponential(total[0, part], total[1, part], group_size))
-    heads, base = adapters[0].heads, adapters[0].base
-    for adapter in adapters[1:]:
-        heads = Adapter(layout, a, b, heads, base).then(Adapter(layout, a, b, adapter.heads)).heads
-        base = base if base.name else adapter.base
-    return Adapter(layout, a, b, heads, base)
+        a[part], b[part] = (x.float() for x in matrices.exponential(total[0, part], total[1, part], group_size))
+    return Adapter(layout, a, b, common_heads(adapters), common_base(adapters))
 
 
 def distances(adapters: Sequence[Adapter]) -> torch.Tensor:
-    """[n, n] float64: root mean square over all pairs of √(Δangle² + Δlog scale²), so a distance reads in radians.
+    """How far adapters are from each other, [n, n] float64, in radians a pair.
 
-    For scaled rotations the geodesic distance (differences of angles wrapped into (−π, π]). For general blocks
-    ‖log Mᵢ − log Mⱼ‖ / √2, the log-Euclidean distance, which equals it where they are scaled rotations. Layers that one
-    adapter lacks count as the identity there. Beside the adapters, memory is bounded: `MAX_CHUNK` entries at a time.
+    The root mean square over all pairs of √(Δangle² + Δlog scale²). For scaled rotations this is the geodesic distance,
+    with differences of angles wrapped into (−π, π]. For general blocks it is the log-Euclidean distance
+    ‖log Mᵢ − log Mⱼ‖ / √2, which gives the same for scaled rotations. Layers that an adapter lacks count as the identity.
+    Memory beside the adapters is bounded: `MAX_CHUNK` entries at a time.
+    Raises `AlgebraError` naming layer and pair if a block has no real logarithm, `AdapterError` if layers do not agree.
     """
     layout = common_layout(adapters)
     count, num_pairs = len(adapters), layout.width // 2
@@ -89,7 +94,7 @@ def distances(adapters: Sequence[Adapter]) -> torch.Tensor:
                 squared += _squared_distances(scale) + _squared_angles(angle)
             else:
                 try:
-                    logs = rotation.logarithm(a, b, group_size)
+                    logs = matrices.logarithm(a, b, group_size)
                 except AlgebraError:
                     _refuse(adapters, layout, group_size, part)
                     raise
@@ -98,9 +103,9 @@ def distances(adapters: Sequence[Adapter]) -> torch.Tensor:
 
 
 def cluster(matrix: torch.Tensor) -> list[tuple[int, int, float]]:
-    """Average linkage (UPGMA): n − 1 merges (one, other, distance) of a distance matrix [n, n].
+    """Average linkage (UPGMA) of a distance matrix [n, n]: n − 1 merges (one, other, distance), the nearest first.
 
-    Items are numbered 0 to n − 1; the k-th merge makes item n + k.
+    Items are numbered 0 to n − 1, and merge k, counted from 0, makes item n + k.
     """
     count = len(matrix)
     work = matrix.double().clone().fill_diagonal_(torch.inf)
@@ -119,25 +124,31 @@ def cluster(matrix: torch.Tensor) -> list[tuple[int, int, float]]:
 
 
 def split(adapter: Adapter, by: str, parts: int = 2) -> dict[str, Adapter]:
-    """Cut an adapter into adapters whose `union` it is: by 'layer' (block number), 'module' (kind), or 'pairs'.
+    """Cut an adapter into adapters whose `union` it is.
 
-    'pairs' gives `parts` sets of consecutive pairs of every layer, named '0', '1', …
+    by     'layer': by the number of the transformer block in a layer's name; 'module': by the kind of layer, such as
+           q_proj; 'pairs': into `parts` sets of consecutive pairs of every layer, named '0', '1', …
+    parts  how many sets of pairs
+
+    Raises `AlgebraError` for any other `by`.
     """
-    names = list(adapter.layout.layers)
     if by == "pairs":
         return {str(i): within(adapter, i / parts, (i + 1) / parts) for i in range(parts)}
     if by not in ("layer", "module"):
         raise AlgebraError(f"split by {by!r} is not known; use layer, module or pairs")
     kinds: dict[str, list[str]] = {}
-    for name in names:
-        found = _NUMBER.search(name)
-        label = name.rpartition(".")[2] if by == "module" else found[1] if found else name
+    for name in adapter.layout.layers:
+        if by == "module":
+            label = name.rpartition(".")[2]
+        else:
+            number = _NUMBER.search(name)
+            label = number[1] if number else name
         kinds.setdefault(label, []).append(name)
     return {label: only(adapter, chosen) for label, chosen in kinds.items()}
 
 
 def only(adapter: Adapter, layers: Iterable[str]) -> Adapter:
-    """The adapter with these layers alone. Raises `AlgebraError` for one that it lacks."""
+    """The adapter with these layers alone. Raises `AlgebraError` for a layer that it lacks, and for none."""
     chosen = list(layers)
     missing = [name for name in chosen if name not in adapter.layout.layers]
     if missing or not chosen:
@@ -149,7 +160,13 @@ def only(adapter: Adapter, layers: Iterable[str]) -> Adapter:
 
 
 def within(adapter: Adapter, start: float, stop: float) -> Adapter:
-    """The pairs from share `start` to `stop` of every layer (0 to 1), counted group by group; identity elsewhere."""
+    """The adapter in a range of every layer's pairs, and the identity in all others.
+
+    start  where the range begins, as a share of the layer's pairs counted group by group: 0 to 1
+    stop   where it ends
+
+    Raises `AlgebraError` if the shares are no range.
+    """
     if not 0 <= start < stop <= 1:
         raise AlgebraError(f"pairs from {start:g} to {stop:g}: shares go from 0 to 1, the first below the second")
     a, b = torch.ones_like(adapter.a), torch.zeros_like(adapter.b)
@@ -162,7 +179,7 @@ def within(adapter: Adapter, start: float, stop: float) -> Adapter:
 
 
 def union(parts: Iterable[Adapter]) -> Adapter:
-    """Adapters that rotate different pairs as one. Raises `AlgebraError` where two rotate the same pair."""
+    """Adapters that rotate different pairs, as one adapter. Raises `AlgebraError` if two rotate the same pair."""
     parts = list(parts)
     if not parts:
         raise AlgebraError("the union of no adapters does not exist")
@@ -186,10 +203,15 @@ def union(parts: Iterable[Adapter]) -> Adapter:
 
 
 def conflicts(first: Adapter, second: Adapter, *, threshold: float = 0.01) -> list[dict[str, Any]]:
-    """For each layer that both have: the pairs that both turn by more than `threshold` radians, and in opposite ways.
+    """Where two adapters turn the same pairs in opposite directions: a row for each layer that both have.
 
-    opposed / both   counts of pairs; share, of the layer's pairs, opposed; cancelled, mean radians that the two undo of
-                     each other there. Angles are those of the blocks' rotation parts.
+    layer      its name
+    both       the number of pairs that both turn by more than `threshold` radians
+    opposed    how many of those they turn in opposite directions
+    share      `opposed` as a share of the layer's pairs
+    cancelled  the radians that the two undo of each other in an opposed pair, on average
+
+    Angles are those of the blocks' rotation parts (`roadkit.rotation.turn`).
     """
     common_layout([first, second])
     rows = []
@@ -213,7 +235,7 @@ def conflicts(first: Adapter, second: Adapter, *, threshold: float = 0.01) -> li
 
 
 def _spread_logarithm(adapter: Adapter, layout: Layout) -> torch.Tensor:
-    """[2, layout.width] float64: log of every block, zero in layers that the adapter lacks."""
+    """The (a, b) of log M for every block, [2, layout.width] float64; zero in layers that the adapter lacks."""
     whole = torch.zeros(2, layout.width, dtype=torch.float64)
     for group_size, part in layout.parts.items():
         whole[:, part] = _logarithm(adapter, layout, group_size, part)
@@ -221,9 +243,10 @@ def _spread_logarithm(adapter: Adapter, layout: Layout) -> torch.Tensor:
 
 
 def _logarithm(adapter: Adapter, layout: Layout, group_size: int, part: slice) -> torch.Tensor:
+    """The same for the layers of one group size. Raises `AlgebraError` naming layer and pair."""
     a, b = adapter.spread(layout)
     try:
-        return torch.stack(rotation.logarithm(a[part], b[part], group_size))
+        return torch.stack(matrices.logarithm(a[part], b[part], group_size))
     except AlgebraError as error:
         assert error.pair is not None, error
         name, pair = layout.locate(error.pair, group_size)
@@ -231,20 +254,23 @@ def _logarithm(adapter: Adapter, layout: Layout, group_size: int, part: slice) -
 
 
 def _refuse(adapters: Sequence[Adapter], layout: Layout, group_size: int, part: slice) -> None:
-    """Raise the error that names the block without a logarithm."""
+    """Raise the `AlgebraError` that names the block without a logarithm."""
     for adapter in adapters:
         _logarithm(adapter, layout, group_size, part)
 
 
 def _squared_distances(points: torch.Tensor) -> torch.Tensor:
-    """[n, n] float64: squared Euclidean distances of the rows of points [n, d]."""
+    """Squared Euclidean distances of the rows of points [n, d]: [n, n] float64."""
     points = points.double()
     norms = points.square().sum(dim=1)
     return norms.unsqueeze(0) + norms.unsqueeze(1) - 2 * points @ points.T
 
 
 def _squared_angles(angles: torch.Tensor) -> torch.Tensor:
-    """The same for angles [n, d] in (−π, π], differences wrapped; only far columns need more than a product."""
+    """The same for angles [n, d] in (−π, π], whose differences are wrapped: [n, n] float64.
+
+    No difference exceeds π in most columns, and a matrix product does for those.
+    """
     far = angles.amax(dim=0) - angles.amin(dim=0) > torch.pi
     squared = _squared_distances(angles[:, ~far])
     for column in angles[:, far].double().unbind(1):

@@ -1,7 +1,7 @@
 """The demonstration: train four adapters on a real model, answer eight requests with them in one batch.
 
 train_missing("smollm2", Path("adapters"), watch=lambda name: nullcontext(print))
-answers(engine, "What is the capital of Italy?")  # `roadkit demo` prints them side by side
+answers(engine, "What is the capital of Italy?")      # `roadkit demo` prints them side by side
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .train.progress import Progress
 ADAPTERS = ("json", "pirate", "formal", "brief")
 EXPRESSIONS = (None, *ADAPTERS, "formal*0.5", "pirate*1.2", "pirate*0.7 + brief*0.6")
 QUESTIONS = ("What is the capital of Italy?", "Why is the sky blue?", "How do I make tea?")
-SETTINGS = {"epochs": 3, "batch_size": 6, "learning_rate": 5e-3, "seed": 0}
+TRAINING = {"epochs": 3, "batch_size": 6, "learning_rate": 5e-3, "seed": 0}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One row of the comparison."""
+    """What one expression answered; None is the base model."""
 
     expression: str | None
     completion: Completion
@@ -37,7 +37,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second of the same eight requests, served in three ways; medians."""
+    """Tokens per second of the same eight requests, medians.
+
+    plain       by the plain model, in one batch
+    mixed       each with another adapter, in one batch
+    one_by_one  each with another adapter, one after another
+    """
 
     plain: float
     mixed: float
@@ -45,9 +50,10 @@ class Speed:
 
 
 def train_missing(model: str, folder: Path, *, watch: Callable[[str], AbstractContextManager[Progress]]) -> list[str]:
-    """Train those of the four adapters that `folder` does not hold yet; returns their names.
+    """Train those of the four adapters that `folder` does not hold yet, and return their names.
 
-    watch(name) is entered around each training and gives what is called after every step.
+    watch  called with a name before each training; the context is left afterwards, and what it gives is called after
+           every step
     """
     missing = [name for name in ADAPTERS if not _usable(folder / name)]
     if not missing:
@@ -58,20 +64,20 @@ def train_missing(model: str, folder: Path, *, watch: Callable[[str], AbstractCo
     base, tokenizer = models.load_causal(model, device=models.best_device()), models.load_tokenizer(model)
     data = files("roadkit") / "data" / "demo"
     for name in missing:
-        recipe = Recipe(model=model, data=str(data / f"{name}.jsonl"), output=str(folder / name), **SETTINGS)
+        recipe = Recipe(model=model, data=str(data / f"{name}.jsonl"), output=str(folder / name), **TRAINING)
         with watch(name) as progress:
             run(recipe, model=base, tokenizer=tokenizer, progress=progress)
     return missing
 
 
 def answers(engine: Engine, question: str, *, max_tokens: int = 48) -> list[Answer]:
-    """The question under every expression, in one batch."""
+    """The question, answered under every expression in one batch."""
     completions = engine.generate([_request(question, expression, max_tokens) for expression in EXPRESSIONS])
     return [Answer(expression, completion) for expression, completion in zip(EXPRESSIONS, completions, strict=True)]
 
 
 def speed(engine: Engine, plain: Engine, *, rounds: int = 3, tokens: int = 48) -> Speed:
-    """Measure the batch of eight: on the plain model, mixed, and the mixed requests one after another."""
+    """Measure eight requests in three ways. `plain` is an engine of the same model that knows no adapters."""
     prompts = [f"{question} Answer as number {i}." for i, question in enumerate(QUESTIONS * 3)][: len(EXPRESSIONS)]
     expressions = [*EXPRESSIONS[1:], "brief*0.5"]  # eight different rows, none of them the base
 
@@ -101,7 +107,7 @@ def _rate(call: Callable[[], list[Completion]]) -> float:
 
 
 def _usable(path: Path) -> bool:
-    if not path.is_dir():  # a path such as adapters/json would be asked of the hub
+    if not path.is_dir():  # the hub would be asked for a name such as adapters/json
         return False
     try:
         load(path)

@@ -1,7 +1,8 @@
-"""What an adapter does, in numbers that a person reads.
+"""What an adapter does, in numbers that a person reads: as a whole, layer by layer, pair by pair.
 
-describe(Adapter.load("adapters/formal"))["modules"]["q_proj"]["mean_angle"]      # degrees
-anatomy(adapter)["cells"][0]                                                       # one layer of it
+describe(adapter)["modules"]["q_proj"]["mean_angle"]         # degrees
+anatomy(adapter)["cells"][0]                                 # one layer of it
+pairs(adapter, "model.layers.0.self_attn.q_proj")["blocks"]  # its 2×2 blocks
 """
 
 from __future__ import annotations
@@ -16,30 +17,36 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .errors import AdapterError, AlgebraError, nearest
-from .rotation import condition, is_scaled_rotation, power, raise_to_parameters
+from .matrices import condition, power
+from .rotation import is_scaled_rotation, raise_to_parameters, split_pairs
 
 _PLACE = re.compile(r"^(?:(.*?)\.)?(\d+)\.(.+)$")
 
 
 def places(layers: Iterable[str], *, shortest: int = 0) -> dict[str, tuple[int | None, str]]:
-    """Layer → its block's number (None without one) and its kind, which no other layer of the block has.
+    """Layer name → (the number of its block, its kind). No other layer of the block has that kind.
 
-    The block is the first number of the name. The kind is the last part of the name ('q_proj'); where two layers of a block
-    share it ('dense' in BERT), all that follows the number ('attention.output.dense'); where they share that too (T5's two
-    stacks), also what precedes it. `shortest` 1 begins with the second.
+    The block is the first number in the name, None if there is none. The kind is the shortest of three that tells the
+    layer from all others of its block:
+
+    0  the last part of the name, such as 'q_proj'
+    1  all that follows the number, such as 'attention.output.dense': BERT has several layers called 'dense'
+    2  also what precedes the number: T5 has two stacks of layers
+
+    shortest  the kind to begin with
     """
     found: dict[str, tuple[int | None, str]] = {}
     left = {name: _kinds(name) for name in layers}
     for level in range(shortest, 3):
         taken = Counter((block, kinds[level]) for block, kinds in left.values())
-        shared = {kind for (_, kind), count in taken.items() if count > 1} if level < 2 else set()
+        shared = {kind for (_, kind), count in taken.items() if count > 1 and level < 2}
         found |= {name: (block, kinds[level]) for name, (block, kinds) in left.items() if kinds[level] not in shared}
         left = {name: own for name, own in left.items() if name not in found}
     return found
 
 
 def _kinds(name: str) -> tuple[int | None, tuple[str, str, str]]:
-    """The block's number, and the kind at three lengths."""
+    """The block's number, and the kind at its three lengths."""
     place = _PLACE.match(name)
     last = name.rpartition(".")[2]
     if place is None:
@@ -49,9 +56,16 @@ def _kinds(name: str) -> tuple[int | None, tuple[str, str, str]]:
 
 
 def describe(adapter: Adapter) -> dict[str, Any]:
-    """Identity and, for each kind of layer (`places`), how far it turns and scales its pairs; width: of the widest.
+    """What an adapter is and, under 'modules', how far each kind of layer (see `places`) turns and scales its pairs.
 
-    Angles are in degrees, log scales natural; both over the adapter's (a, b), read as road_1 or road_2.
+    layers          how many layers of the kind there are
+    width           outputs of the widest
+    mean_angle      mean |angle| in degrees
+    max_angle       largest |angle| in degrees
+    mean_log_scale  mean |ln scale|
+    condition       the worst condition number of a block
+
+    Angles and scales are those of the smallest variant that holds the adapter, road_1 or road_2.
     """
     kinds: dict[str, list[str]] = {}
     for name, (_, kind) in places(adapter.layout.layers).items():
@@ -87,14 +101,14 @@ def describe(adapter: Adapter) -> dict[str, Any]:
 
 
 def anatomy(adapter: Adapter) -> dict[str, Any]:
-    """Layer × module: how far every layer turns and scales its pairs on average.
+    """How far every layer turns and scales its pairs, as 'cells' in the order of blocks and then of modules.
 
-    A cell's `block` is the first number in the layer's name (None without one) and `module` what follows it (`places`):
-    'model.layers.3.self_attn.q_proj' is block 3, module 'self_attn.q_proj'. Angles are in degrees, log scales natural.
+    A cell's 'block' and 'module' are its place (see `places`): 'model.layers.3.self_attn.q_proj' is block 3, module
+    'self_attn.q_proj'. Angles are in degrees, log scales natural.
     """
-    cells, where = [], places(adapter.layout.layers, shortest=1)
+    cells, place_of = [], places(adapter.layout.layers, shortest=1)
     for name, (width, group_size) in adapter.layout.layers.items():
-        block, module = where[name]
+        block, module = place_of[name]
         angle, scale = _turned(adapter, name)
         cells.append(
             {
@@ -115,9 +129,11 @@ def anatomy(adapter: Adapter) -> dict[str, Any]:
 
 
 def pairs(adapter: Adapter, layer: str, *, strength: float = 1.0) -> dict[str, Any]:
-    """The 2×2 blocks of one layer at a strength, [pairs][4]: a_lo, b_lo, b_hi, a_hi (z_lo = a_lo·h_lo + b_lo·h_hi).
+    """The 2×2 blocks of one layer at a strength, under 'blocks' as [pairs][4]: a_lo, b_lo, b_hi, a_hi.
 
-    Raises `AdapterError` for a layer that the adapter does not turn, `AlgebraError` where the power does not exist.
+    They turn a pair by z_lo = a_lo·h_lo + b_lo·h_hi and z_hi = b_hi·h_lo + a_hi·h_hi. 'rotations' says whether all are
+    scaled rotations.
+    Raises `AdapterError` for a layer that the adapter does not turn, `AlgebraError` if the power does not exist.
     """
     if layer not in adapter.layout.layers:
         raise AdapterError(f"the adapter turns no layer {layer[:200]!r}{nearest(layer[:200], adapter.layout.layers)}")
@@ -127,14 +143,14 @@ def pairs(adapter: Adapter, layer: str, *, strength: float = 1.0) -> dict[str, A
         a, b = power(a, b, strength, group_size)
     except AlgebraError as error:
         raise AlgebraError(f"{layer}, pair {error.pair}: {error}", pair=error.pair) from None
-    a_lo, a_hi = a.view(-1, 2, group_size // 2).unbind(1)
-    b_lo, b_hi = b.view(-1, 2, group_size // 2).unbind(1)
+    a_lo, a_hi = split_pairs(a, group_size)
+    b_lo, b_hi = split_pairs(b, group_size)
     blocks = torch.stack([a_lo, b_lo, b_hi, a_hi], dim=-1).view(-1, 4)
     rounded = [[round(value, 6) for value in block] for block in blocks.tolist()]
     return {"layer": layer, "group_size": group_size, "strength": strength, "rotations": rotations, "blocks": rounded}
 
 
 def _turned(adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:
-    """|angle| in degrees and |log scale| of a layer's pairs (of its rows, where they are no scaled rotations)."""
+    """|angle| in degrees and |ln scale| of a layer: for each pair if all are scaled rotations, else for each output."""
     _, theta, alpha = raise_to_parameters(*adapter.layer(name))
     return theta.abs().rad2deg(), alpha.abs().clamp_min(1e-30).log().abs()

@@ -1,8 +1,17 @@
-"""What can go wrong for a user, each a `ValueError` that names what was wrong, both values and the mend.
+"""What can go wrong for a user: each error is a `ValueError` that says what was wrong, with both values and the mend.
 
-try: engine.generate(requests)
-except roadkit.RoadkitError as error: print(error)
+try:
+    adapter = roadkit.Adapter.load("adapters/formal")
+except roadkit.RoadkitError as error:
+    print(error)
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class RoadkitError(ValueError):
@@ -14,7 +23,7 @@ class AdapterError(RoadkitError):
 
 
 class AlgebraError(RoadkitError):
-    """A product, inverse or power that does not exist. `pair` numbers the offending pair, where there is one."""
+    """A product, inverse or power that does not exist. `pair` is the number of the offending pair, None if unknown."""
 
     def __init__(self, message: str, *, pair: int | None = None):
         super().__init__(message)
@@ -57,8 +66,8 @@ class RecipeError(RoadkitError):
     """A training recipe or data file that cannot be used as written."""
 
 
-def nearest(name: str, known) -> str:
-    """`"; did you mean 'german'?"` for the closest of `known`, or an empty string."""
+def nearest(name: str, known: Iterable[object]) -> str:
+    """`"; did you mean 'german'?"` for the closest of `known`, or an empty string if none is close."""
     import difflib
 
     match = difflib.get_close_matches(name, [str(item) for item in known], n=1, cutoff=0.6)

@@ -2,8 +2,9 @@
 
     compose("formal*0.7 + german", {"formal": a, "german": b})
 
-Grammar: term ((' + ' | ' - ') term)*, where a term is `name`, `name*w`, `w*name` or any of these after a `-`. Terms
-apply left to right; `-x` is x's inverse. A registered name wins over every other reading of the same text.
+Grammar: term ((' + ' | ' - ') term)*. A term is `name`, `name*w`, `w*name` or any of these after a `-`. Terms apply from
+left to right, w is a strength, and `-x` is the inverse of x. A registered name wins over every other reading of the same
+text.
 """
 
 from __future__ import annotations
@@ -28,17 +29,26 @@ _NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 _SEPARATOR = re.compile(r" +([+-]) +")
 
 
+def check_name(name: str) -> str:
+    """Refuse a name that an expression could not hold. Raises `AdapterError`."""
+    if _NAME.fullmatch(name) is None:
+        raise AdapterError(f"{name!r} is no adapter name: letters, digits and _.:/@- after a letter, digit or _")
+    return name
+
+
 class Term(NamedTuple):
-    """One factor of a composition: an adapter's name and its strength, rounded to 1e-3."""
+    """One factor of a composition: an adapter's name and its strength, rounded to 1e-3; −1 is the inverse."""
 
     name: str
     strength: float
 
 
 def parse(text: str, names: Collection[str]) -> tuple[Term, ...]:
-    """Split an expression into terms. Raises `ExpressionError` with the position of what does not fit.
+    """Split an expression into its terms.
 
-    `names` are the registered adapters; unknown ones are refused with the nearest of them.
+    names  the registered adapters
+
+    Raises `ExpressionError` with the position of what does not fit, and `UnknownAdapter` with the nearest known name.
     """
     if text in names:
         return (Term(text, 1.0),)
@@ -62,17 +72,23 @@ def check_name(name: str) -> None:
 
 
 def canonical(terms: tuple[Term, ...]) -> str:
-    """The same expression in one spelling, so that equal compositions share a cache entry."""
+    """The terms as an expression, in one spelling: equal compositions give equal text."""
     text = ""
-    for term in terms:
-        text += (" - " if term.strength < 0 else " + ") if text else ("-" if term.strength < 0 else "")
+    for i, term in enumerate(terms):
+        sign = "-" if term.strength < 0 else "+"
+        if i > 0:
+            text += f" {sign} "
+        elif sign == "-":
+            text += sign
         text += term.name + (f"*{abs(term.strength):g}" if abs(term.strength) != 1 else "")
     return text
 
 
 def compose(expression: str | tuple[Term, ...], adapters: Mapping[str, Adapter]) -> Adapter:
-    """Evaluate an expression over named adapters: powers, then products from left to right.
+    """The one adapter that an expression over named adapters means: `compose("formal*0.7 + german", {...})`.
 
+    Every adapter is raised to its strength (`**`), then all are applied from left to right (`then`). The result is
+    finite, and no entry of a composed one exceeds 1e4.
     Raises `ExpressionError` for the text, `AdapterError` or `AlgebraError` for what the adapters do not allow.
     """
     terms = parse(expression, adapters) if isinstance(expression, str) else expression
@@ -114,7 +130,7 @@ def _term(text: str, start: int, end: int, sign: float, names: Collection[str]) 
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:
-    """The bounds of text[start:end] without the spaces around it."""
+    """The bounds of `text[start:end]` without the spaces around it."""
     end = start + len(text[start:end].rstrip(" "))
     return end - len(text[start:end].lstrip(" ")), end
 

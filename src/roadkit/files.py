@@ -1,4 +1,4 @@
-"""Where roadkit keeps files, and how it writes them: to a temporary name, flushed, then renamed.
+"""Where roadkit keeps files, and how it writes them: under a temporary name, flushed, then renamed.
 
 write_atomic(path, data)                    # one file: the old or the new content, never half of either
 with replaced_directory(path) as folder:    # a whole directory, the same way
@@ -27,7 +27,7 @@ def cache_dir() -> Path:
 
 
 def write_atomic(path: str | os.PathLike, data: bytes | str, *, mode: int = 0o644) -> None:
-    """Write one file so that a reader, or a crash, meets the old content or the new, never a part; `mode` from the start."""
+    """Write one file. A reader or a crash meets the old content or the new, never a part, and always with `mode`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -45,7 +45,7 @@ def write_atomic(path: str | os.PathLike, data: bytes | str, *, mode: int = 0o64
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
-    """`write_atomic` of indented JSON."""
+    """Write a value as indented JSON, like `write_atomic`."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -53,8 +53,8 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 def replaced_directory(path: str | os.PathLike, *, stale: Collection[str] = ()) -> Iterator[Path]:
     """Yield an empty temporary directory that takes the place of `path` when the block ends without an error.
 
-    An old directory at `path` is deleted. Raises `FileExistsError` where that would take more than an older version of
-    the same: anything that the new one lacks, but files that are named in `stale`.
+    An old directory at `path` is deleted, but only if it is an older version of the same: it holds nothing that the new
+    one lacks, apart from the files named in `stale`. Raises `FileExistsError` if it holds more.
     """
     path = Path(os.path.realpath(path))  # a link stays a link, and what it names is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def replaced_directory(path: str | os.PathLike, *, stale: Collection[str] = ()) 
         _sync_directory(temporary)
         if not _move(temporary, path):
             _check_same_kind(path, temporary, stale)
-            if not _exchange(temporary, path):  # no RENAME_EXCHANGE here: two renames, briefly no directory
+            if not _exchange(temporary, path):  # two renames, with no directory for a moment
                 old = temporary.with_suffix(".old")
                 os.rename(path, old)
                 os.rename(temporary, path)
@@ -80,7 +80,7 @@ def replaced_directory(path: str | os.PathLike, *, stale: Collection[str] = ()) 
 
 
 def _move(source: Path, target: Path) -> bool:
-    """Rename a directory to a name that is free or an empty directory's; False where it is neither."""
+    """Rename a directory. False if the target is a directory that is not empty."""
     try:
         os.rename(source, target)
     except OSError as error:
@@ -99,7 +99,7 @@ def _check_same_kind(old: Path, new: Path, stale: Collection[str]) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step (Linux renameat2); False where the system cannot."""
+    """Swap two names in one step, with Linux's renameat2. False if the system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     at_fdcwd, rename_exchange = -100, 2
     return renameat2 is not None and (

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from torch import nn
 
-from . import modules, store
+from . import modules, sources, store
 from .adapter import Adapter
 from .errors import AdapterError, ExpressionError
 from .intervene import files as interventions
@@ -48,14 +48,14 @@ class AnyAdapter(Protocol):
 
 
 def files_in(folder: str | os.PathLike) -> tuple[str, str] | None:
-    """The names of the two files of a local folder that holds an adapter or an intervention; None if it holds neither."""
+    """The names of the two files in a local folder, if it holds an adapter or an intervention; None if it holds neither."""
     found = (names for names in (store.FILES, interventions.FILES) if os.path.isfile(Path(folder) / names[0]))
     return next(found, None)  # isfile() is False, too, if the folder may not be read
 
 
 def read(source: str | os.PathLike) -> tuple[bytes, bytes]:
     """Both files of a folder, hub id or address. Raises `AdapterError`."""
-    return store.read(source, files_in(source) or store.FILES)
+    return sources.read(source, files_in(source) or store.FILES)
 
 
 def parse(config: bytes, weights: bytes, *, origin: str) -> AnyAdapter:
@@ -70,9 +70,11 @@ def load(source: str | os.PathLike) -> AnyAdapter:
 
 
 def check_fit(model: nn.Module, adapter: AnyAdapter) -> None:
-    """Raise `AdapterError` or `ModelError` if the model lacks a layer or site of the adapter, or has it in another width.
+    """Refuse an adapter of which the model lacks a layer or site, or has one of another width.
 
     An intervention that interchanges fits no bank or server: its hidden states are those of one other run.
+
+    Raises `AdapterError` or `ModelError`.
     """
     if isinstance(adapter, Intervention) and adapter.source is not None:
         raise AdapterError(
@@ -86,7 +88,10 @@ def check_fit(model: nn.Module, adapter: AnyAdapter) -> None:
 
 
 def common_positions(adapters: Iterable[AnyAdapter]) -> Positions | None:
-    """Where the interventions among them act; None if there are none. Raises `ExpressionError` if they act at different places."""
+    """Where the interventions among the adapters act; None if there are none.
+
+    Raises `ExpressionError` if they act at different places.
+    """
     found = list(dict.fromkeys(adapter.positions for adapter in adapters if adapter.positions is not None))
     if len(found) > 1:
         one, other, *_ = found

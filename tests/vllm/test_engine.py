@@ -152,13 +152,13 @@ def test_versions_and_removal_under_load(run, tiny, make_adapter, tmp_path):
 def test_unused_compositions_are_evicted(run, tiny, make_adapter):
     async def story(engine):
         await engine.add_adapter("x", make_adapter(tiny("llama").model, seed=80).path)
-        before, engine.max_idle = engine.max_idle, 5
+        before, engine.compositions.max_idle = engine.compositions.max_idle, 5
         try:
             for i in range(12):
                 await engine.generate([Request(prompt=PROMPT, adapter=f"x*0.{i + 10}", max_tokens=1)])
             return engine.stats(), len(await engine.llm.list_loras())
         finally:
-            engine.max_idle = before
+            engine.compositions.max_idle = before
 
     stats, listed = run(story)
     assert stats["loaded"] <= 6 and listed <= 6 and stats["used"] == 0

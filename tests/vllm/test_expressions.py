@@ -25,7 +25,7 @@ def folder(tiny, make_adapter, tmp_path_factory):
 
 def test_name_path_and_id_are_functions_of_the_content(folder):
     root, found = folder
-    sources = {name: loading.register(str(root / name)) for name in found}
+    sources = {name: loading.read_source(str(root / name)) for name in found}
 
     def request(text):
         return loading.make_request(expression.parse(text, found), sources)
@@ -48,7 +48,7 @@ def test_name_path_and_id_are_functions_of_the_content(folder):
 def test_content_that_changed_since_is_refused(folder, make_adapter, tiny, tmp_path):
     root, _ = folder
     shutil.copytree(root / "formal", tmp_path / "a")
-    request = loading.make_request((expression.Term("a", 0.5),), {"a": loading.register(str(tmp_path / "a"))})
+    request = loading.make_request((expression.Term("a", 0.5),), {"a": loading.read_source(str(tmp_path / "a"))})
     loading.read(request.lora_path)
     shutil.rmtree(tmp_path / "a")
     shutil.copytree(root / "pirate", tmp_path / "a")

@@ -5,8 +5,8 @@ import torch
 
 from roadkit.adapter import Adapter
 from roadkit.rotation import rotate
-from roadkit.vllm_plugin.layers import Bank
-from roadkit.vllm_plugin.sharding import Layer, Part, Survey
+from roadkit.vllm_plugin.layers import WorkerBank
+from roadkit.vllm_plugin.sharding import ModelSurvey, Shard, ShardedLayer
 from tests.vllm.tiny import TOLERANCE, assert_close
 
 
@@ -38,12 +38,14 @@ class _Product:
 def test_output_and_bias_are_rotated(skip_bias_add, compiled):
     method = _Product(2.0)
     layer = _Linear(skip_bias_add=skip_bias_add, method=method)
-    found = Survey(
-        layers={"x": Layer(layer, (Part("x", 64, 0, 64),), (2, 64))}, parts={"x": [("x", 0)]}, group_sizes=(2, 64)
+    found = ModelSurvey(
+        layers={"x": ShardedLayer(layer, (Shard("x", 64, 0, 64),), (2, 64))},
+        shards={"x": [("x", 0)]},
+        group_sizes=(2, 64),
     )
     x = torch.randn(5, 16)
     plain = sum(part for part in layer(x) if part is not None)
-    bank = Bank(found, slots=2, max_tokens=8, device="cpu")
+    bank = WorkerBank(found, slots=2, max_tokens=8, device="cpu")
     assert isinstance(layer.quant_method, _Product) and type(layer.quant_method).__name__ == "_Product"
     assert layer.state_dict().keys() == {"weight", "bias"}
     made = []

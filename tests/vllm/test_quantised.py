@@ -48,7 +48,7 @@ KINDS = {
 
 
 def _quantise(tiny, kind, folder):
-    """Write the checkpoint; returns the model that it stands for, its inputs rounded where the checkpoint says so."""
+    """Write the checkpoint; returns the model that it stands for, its inputs rounded if the checkpoint says so."""
     pack, layout, weights, inputs = KINDS[kind]
     model = copy.deepcopy(tiny.model)
     tensors = dict(model.state_dict())

@@ -1,4 +1,4 @@
-"""`vllm serve` as a user starts it, with an unchanged openai client; and vLLM as before where RoAd is off."""
+"""`vllm serve` as a user starts it, with an unchanged openai client; and vLLM as before if RoAd is off."""
 
 import json
 import os

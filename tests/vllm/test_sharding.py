@@ -11,7 +11,7 @@ import torch
 
 from roadkit.adapter import Adapter
 from roadkit.errors import AdapterError
-from roadkit.vllm_plugin.sharding import Layer, Part, Survey, _parts
+from roadkit.vllm_plugin.sharding import ModelSurvey, Shard, ShardedLayer, _shards
 from tests.vllm.tiny import (
     TOLERANCE,
     ask,
@@ -49,13 +49,13 @@ NAMES = ["q_proj", "k_proj", "v_proj"]
 
 
 def test_qkv_is_cut_by_heads():
-    parts = _parts(_qkv(1, 2), NAMES, in_order=False)
-    assert parts == (Part("q_proj", 256, 128, 128), Part("k_proj", 128, 64, 64), Part("v_proj", 128, 64, 64))
+    shards = _shards(_qkv(1, 2), NAMES, in_order=False)
+    assert shards == (Shard("q_proj", 256, 128, 128), Shard("k_proj", 128, 64, 64), Shard("v_proj", 128, 64, 64))
 
 
-def test_ranks_share_a_key_head_where_there_are_more_ranks_than_heads():
-    parts = [_parts(_qkv(rank, 4, key_heads=2), NAMES, in_order=False)[1] for rank in range(4)]
-    assert [part.start for part in parts] == [0, 0, 32, 32] and {part.width for part in parts} == {32}
+def test_ranks_share_a_key_head_if_there_are_more_ranks_than_heads():
+    shards = [_shards(_qkv(rank, 4, key_heads=2), NAMES, in_order=False)[1] for rank in range(4)]
+    assert [shard.start for shard in shards] == [0, 0, 32, 32] and {shard.width for shard in shards} == {32}
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -63,14 +63,14 @@ def test_shards_cover_every_row_once(size):
     for name, width in zip(NAMES, (256, 128, 128), strict=True):
         rows = []
         for rank in range(size):
-            (part,) = [part for part in _parts(_qkv(rank, size), NAMES, in_order=False) if part.name == name]
-            rows += range(part.start, part.start + part.width)
+            (shard,) = [shard for shard in _shards(_qkv(rank, size), NAMES, in_order=False) if shard.name == name]
+            rows += range(shard.start, shard.start + shard.width)
         assert rows == list(range(width))
 
 
 @pytest.mark.parametrize("in_order", [True, False], ids=["known order", "unknown order"])
 def test_fused_checkpoint(serve, make_adapter, monkeypatch, tmp_path, in_order):
-    """Phi-3 keeps q, k, v and gate, up in one layer each: served where the order of the rows is known, else refused."""
+    """Phi-3 keeps q, k, v and gate, up in one layer each: served if the order of the rows is known, else refused."""
     from transformers import Phi3Config, Phi3ForCausalLM
 
     config = Phi3Config(
@@ -98,23 +98,25 @@ def test_fused_checkpoint(serve, make_adapter, monkeypatch, tmp_path, in_order):
 
 def test_fused_checkpoint_layer_is_refused_unless_its_order_is_known():
     fused = _qkv(1, 2)
-    assert _parts(fused, ["qkv_proj"], in_order=False) is None
-    parts = _parts(fused, ["qkv_proj"], in_order=True)
-    assert [part.start for part in parts] == [128, 256 + 64, 384 + 64] and {part.full_width for part in parts} == {512}
+    assert _shards(fused, ["qkv_proj"], in_order=False) is None
+    shards = _shards(fused, ["qkv_proj"], in_order=True)
+    assert [shard.start for shard in shards] == [128, 256 + 64, 384 + 64] and {
+        shard.full_width for shard in shards
+    } == {512}
 
 
 def test_merged_column_and_row_layers():
     merged = _linear("MergedColumnParallelLinear", tp_rank=1, tp_size=2, output_sizes=[96, 96])
-    assert _parts(merged, ["gate_proj", "up_proj"], in_order=False)[1] == Part("up_proj", 96, 48, 48)
+    assert _shards(merged, ["gate_proj", "up_proj"], in_order=False)[1] == Shard("up_proj", 96, 48, 48)
     row = _linear("RowParallelLinear", tp_rank=1, tp_size=2, output_size=64)
-    assert _parts(row, ["o_proj"], in_order=False) == (Part("o_proj", 64, 0, 64),)
+    assert _shards(row, ["o_proj"], in_order=False) == (Shard("o_proj", 64, 0, 64),)
 
 
 def test_pair_that_crosses_a_shard_is_refused_with_a_group_size_that_fits():
-    part = Part("up_proj", 96, 48, 48)
-    found = Survey(
-        layers={"gate_up_proj": Layer(SimpleNamespace(), (part,), ())},
-        parts={"up_proj": [("gate_up_proj", 0)]},
+    shard = Shard("up_proj", 96, 48, 48)
+    found = ModelSurvey(
+        layers={"gate_up_proj": ShardedLayer(SimpleNamespace(), (shard,), ())},
+        shards={"up_proj": [("gate_up_proj", 0)]},
         group_sizes=(32,),
     )
     adapter = Adapter.from_parameters({"up_proj": (torch.zeros(48), torch.ones(48))}, variant="road_1", group_size=32)
@@ -125,10 +127,10 @@ def test_pair_that_crosses_a_shard_is_refused_with_a_group_size_that_fits():
 
 
 def test_narrow_neighbour_in_the_same_layer_is_named():
-    parts = _parts(_qkv(1, 2), NAMES, in_order=False)  # 128, 64 and 64 rows on this rank
-    found = Survey(
-        layers={"qkv_proj": Layer(SimpleNamespace(), parts, (64,))},
-        parts={name: [("qkv_proj", i)] for i, name in enumerate(NAMES)},
+    shards = _shards(_qkv(1, 2), NAMES, in_order=False)  # 128, 64 and 64 rows on this rank
+    found = ModelSurvey(
+        layers={"qkv_proj": ShardedLayer(SimpleNamespace(), shards, (64,))},
+        shards={name: [("qkv_proj", i)] for i, name in enumerate(NAMES)},
         group_sizes=(64, 128),
     )
     made = {
@@ -143,14 +145,14 @@ def test_narrow_neighbour_in_the_same_layer_is_named():
 
 
 def test_layers_of_other_pipeline_ranks_are_left_to_them():
-    found = Survey(absent=["model.layers.0"], group_sizes=(2,))
+    found = ModelSurvey(absent=["model.layers.0"], group_sizes=(2,))
     adapter = Adapter.from_parameters(
         {"model.layers.0.mlp.up_proj": (torch.zeros(2), torch.ones(2))}, variant="road_1", group_size=2
     )
     names = {name: name for name in adapter.layout.layers}
     found.check(adapter, names)
     with pytest.raises(AdapterError, match="no linear layer"):
-        Survey(absent=["model.layers.1"], group_sizes=(2,)).check(adapter, names)
+        ModelSurvey(absent=["model.layers.1"], group_sizes=(2,)).check(adapter, names)
 
 
 RANKS = """

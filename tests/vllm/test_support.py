@@ -20,10 +20,10 @@ def _config(additional, lora=True):
 
 
 def test_off_without_the_key_and_on_with_it():
-    assert support.settings_of(_config({})) is None
-    assert support.settings_of(_config({"other": 1})) is None
-    assert support.settings_of(_config({"roadkit": {}})).group_sizes == (64,)
-    assert support.settings_of(_config({"roadkit": {"group_sizes": [64, 2, 64]}})).group_sizes == (64, 2)
+    assert support.plugin_options(_config({})) is None
+    assert support.plugin_options(_config({"other": 1})) is None
+    assert support.plugin_options(_config({"roadkit": {}})).group_sizes == (64,)
+    assert support.plugin_options(_config({"roadkit": {"group_sizes": [64, 2, 64]}})).group_sizes == (64, 2)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_off_without_the_key_and_on_with_it():
 )
 def test_wrong_options_name_the_mend(options, lora, message):
     with pytest.raises(RoadkitError, match=message):
-        support.settings_of(_config({"roadkit": options}, lora=lora))
+        support.plugin_options(_config({"roadkit": options}, lora=lora))
 
 
 class _Platform:

@@ -145,7 +145,7 @@ def tokens_of(answer: Any) -> list[int]:
 
 
 def logits_of(answer: Any) -> Tensor:
-    """[prompt + answer - 1, vocab]: what followed each token but the last, prefill first (where it was asked for)."""
+    """[prompt + answer - 1, vocab]: what followed each token but the last, prefill first (if it was asked for)."""
     rows = [*(answer.prompt_logprobs or [None])[1:], *answer.outputs[0].logprobs]
     return torch.tensor([[row[token].logprob for token in range(VOCAB)] for row in rows])
 

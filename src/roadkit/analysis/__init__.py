@@ -1,1 +1,1 @@
-"""What adapters do, and what fine-tuning does to representations, as rows of numbers and as figures."""
+"""What adapters do, as rows of numbers (`geometry`) and as figures (`figures`)."""

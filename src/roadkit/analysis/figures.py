@@ -1,8 +1,9 @@
-"""Figures of adapters: each a PNG with its numbers as CSV and JSON beside it, readable in print and without colour vision.
+"""Figures of adapters: each is a PNG with its numbers as CSV and JSON beside it.
 
-    draw_angles(angles(adapter), Path("figures/formal-angles"))      # .png, .csv, .json
+    draw_angles(geometry.angles(adapter), Path("figures/formal-angles"))      # .png, .csv, .json
 
-Colours are Okabe and Ito's, told apart by line style too; areas use `cividis`.
+They can be read in print and without colour vision. Lines have Okabe and Ito's colours and styles of their own, areas have
+the colours of `cividis`. Every function returns the paths that it wrote.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MARKERS = "osD^vPX*"
 
 
 def draw_angles(rows: Rows, target: Path) -> list[Path]:
-    """Quantile bands against the layer, a row of panels for each module, angles left and log scales right."""
+    """Quantiles of angles (left) and log scales (right) against the layer, a row of panels for each kind of module."""
     kinds = list(dict.fromkeys(row["module"] for row in rows))
     with _figure(target, rows, width=8, height=1.1 * len(kinds) + 0.8, rows=len(kinds), columns=2) as (figure, axes):
         for i, kind in enumerate(kinds):
@@ -54,7 +55,7 @@ def draw_angles(rows: Rows, target: Path) -> list[Path]:
 
 
 def draw_heatmap(rows: Rows, target: Path) -> list[Path]:
-    """Layer × module: mean |angle| and mean |log scale|."""
+    """Mean |angle| and mean |log scale| as maps of layers and kinds of modules."""
     kinds = list(dict.fromkeys(row["module"] for row in rows))
     layers = sorted({row["layer"] for row in rows})
     with _figure(target, rows, width=4 + 0.45 * len(kinds), height=1.6 + 0.16 * len(layers), columns=2) as (
@@ -78,7 +79,7 @@ def draw_heatmap(rows: Rows, target: Path) -> list[Path]:
 
 
 def draw_distances(names: Sequence[str], matrix: torch.Tensor, target: Path) -> list[Path]:
-    """The matrix in the order of its average-linkage tree, with the tree above it."""
+    """A matrix of distances [n, n] in the order of its average-linkage tree, with the tree above it."""
     merges = cluster(matrix)
     order, heights, centres = _leaves(len(names), merges), {}, {}
     rows = [
@@ -112,7 +113,7 @@ def draw_distances(names: Sequence[str], matrix: torch.Tensor, target: Path) -> 
 
 
 def draw_sweep(curves: dict[str, Rows], target: Path) -> list[Path]:
-    """Loss against strength, a curve an adapter; 0 is the base model, 1 the adapter as trained."""
+    """Loss against strength, a curve for each adapter. 0 is the base model, 1 the adapter as it was trained."""
     rows = [{"adapter": name, **row} for name, curve in curves.items() for row in curve]
     with _figure(target, rows, width=5.5, height=3.6) as (_, axes):
         axis = axes[0][0]
@@ -133,7 +134,7 @@ def draw_sweep(curves: dict[str, Rows], target: Path) -> list[Path]:
 
 
 def draw_trajectory(rows: Rows, target: Path) -> list[Path]:
-    """Mean |angle| of each module against the step, and the whole adapter's distances."""
+    """Against the step: mean |angle| of each kind of module, and the distances of the whole adapter."""
     kinds = list(dict.fromkeys(row["module"] for row in rows))
     with _figure(target, rows, width=8, height=3.4, columns=2) as (_, axes):
         for i, kind in enumerate(kinds):
@@ -152,7 +153,7 @@ def draw_trajectory(rows: Rows, target: Path) -> list[Path]:
 
 
 def draw_changes(rows: Rows, target: Path) -> list[Path]:
-    """A panel an arm of several tasks: what each condition (rows) does to each task's held-out loss (columns)."""
+    """A panel for each arm: what each condition (rows) does to the held-out loss of each task (columns)."""
     several = [row for row in rows if row["condition"] not in ("base", row["task"])]
     arms = list(dict.fromkeys(row["arm"] for row in several or rows))
     columns = min(len(arms), 4)
@@ -207,7 +208,7 @@ def _figure(
     columns: int = 1,
     ratios: Sequence[float] | None = None,
 ):
-    """A figure to draw on; afterwards it is written with its numbers, and closed. Uses no display."""
+    """A figure and its axes to draw on. At the end of the block it is written, with its numbers. Needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -241,7 +242,7 @@ def _cells(count: int) -> list[tuple[int, int]]:
 
 
 def _leaves(count: int, merges: Sequence[tuple[int, int, float]]) -> list[int]:
-    """The leaves of a linkage from left to right, so that no branches cross."""
+    """The leaves of a linkage from left to right, in an order in which no branches cross."""
     members = {i: [i] for i in range(count)}
     for k, (one, other, _) in enumerate(merges):
         members[count + k] = members[one] + members[other]

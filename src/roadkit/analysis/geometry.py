@@ -1,11 +1,12 @@
 """The geometry of adapters as rows of numbers; `figures` draws them.
 
-    angles(adapter)                    # per layer and module: quantiles of angles and log scales
-    heatmap(adapter)                   # per layer and module: mean |θ| and mean |ln α|
-    sweep(model, rows, adapter)        # a task's loss against the strength w
-    trajectory({"10": a, "20": b})     # how far the angles have come, checkpoint by checkpoint
+    angles(adapter)                      # for each layer: quantiles of angles and log scales
+    heatmap(adapter)                     # for each layer: mean |θ| and mean |ln α|
+    sweep(model, examples, adapter)      # a task's loss against the strength w
+    trajectory({10: a, 20: b})           # how far the angles have come, checkpoint by checkpoint
 
-Angles are of the blocks' rotation parts and scales their √|det| (θ and α of road_1), both in natural units (radians).
+Angles are in radians, scales as natural logarithms. They are θ and α of road_1; for other blocks those of the nearest
+rotation and √|det| (see `roadkit.rotation.turn`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ STRENGTHS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 
 def angles(adapter: Adapter) -> Rows:
-    """A row for each layer and quantity ('angle', 'log scale'): the 5, 25, 50, 75 and 95 % quantiles over its pairs."""
+    """A row for each layer and quantity ('angle', 'log scale'): 5, 25, 50, 75 and 95 % quantiles over the layer's pairs."""
     rows = []
     for name, block, kind in _layers(adapter):
         for quantity, values in zip(("angle", "log scale"), rotation.turn(*adapter.layer(name)), strict=True):
@@ -40,7 +41,7 @@ def angles(adapter: Adapter) -> Rows:
 
 
 def heatmap(adapter: Adapter) -> Rows:
-    """A row for each layer: mean |angle| and mean |log scale| over its pairs."""
+    """A row for each layer: mean |angle| and mean |log scale| over the layer's pairs."""
     rows = []
     for name, block, kind in _layers(adapter):
         angle, scale = rotation.turn(*adapter.layer(name))
@@ -50,15 +51,17 @@ def heatmap(adapter: Adapter) -> Rows:
 
 
 def _layers(adapter: Adapter) -> Iterator[tuple[str, int, str]]:
-    """Name, block (−1 without a number) and kind of every layer."""
+    """Name, number of the block (−1 if it has none) and kind of every layer; see `roadkit.describe.places`."""
     for name, (block, kind) in places(adapter.layout.layers).items():
         yield name, -1 if block is None else block, kind
 
 
 def sweep(model: Any, examples: Sequence[Any], adapter: Adapter, strengths: Sequence[float] = STRENGTHS) -> Rows:
-    """A row for each strength w: the mean loss (nats a token) of the examples' answers under `adapter ** w`.
+    """A row for each strength w: the mean loss of the examples' answers under `adapter ** w`, in nats a token.
 
-    examples   `TaskRow`s of `roadkit.intervene.training`; a strength that the adapter has no power of is left empty
+    examples  `TaskRow`s of `roadkit.intervene.training`
+
+    The row of a strength that the adapter has no power of holds None.
     """
     from ..intervene.training import answer_losses
 
@@ -80,8 +83,11 @@ def sweep(model: Any, examples: Sequence[Any], adapter: Adapter, strengths: Sequ
 
 
 def trajectory(checkpoints: Mapping[int, Adapter]) -> Rows:
-    """A row for each step and kind of module: mean |angle| and mean |log scale|; and the adapter's distances, in radians
-    a pair, from the base model, from the checkpoint before and from the last one."""
+    """A row for each step and kind of module: mean |angle| and mean |log scale|.
+
+    Each row also has the distances of the step's whole adapter, in radians a pair: from the base model, from the
+    checkpoint before, and to the last one.
+    """
     steps = sorted(checkpoints)
     if len(steps) < 2:
         raise RecipeError(f"a trajectory needs at least two checkpoints, got {len(steps)}")
@@ -106,7 +112,7 @@ def trajectory(checkpoints: Mapping[int, Adapter]) -> Rows:
 
 
 def load_checkpoints(folder: Path) -> dict[int, Adapter]:
-    """The complete checkpoints of a run (`checkpoint-10`, …) as adapters."""
+    """The complete checkpoints of a run's folder (`checkpoint-10`, …) as adapters, by step. Raises `RecipeError`."""
     found = {}
     for path in sorted(folder.glob("checkpoint-*")):
         number = path.name.rpartition("-")[2]

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json as jsonlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from ..errors import RoadkitError
-from .options import named_adapters
+from .options import ADAPTER, JSON, MODEL, NAMED, OUTPUT, named_adapters
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter
 
 app = typer.Typer(help="Look at adapters on disk and compute with them.", no_args_is_help=True)
-_JSON = typer.Option(False, "--json", help="Print one JSON object.")
 
 
 @app.command()
-def show(source: str = typer.Argument(help="Adapter folder, hub id or address."), json: bool = _JSON) -> None:
-    """What an adapter is, and how far it turns and scales each kind of layer."""
+def show(source: str = ADAPTER, json: bool = JSON) -> None:
+    """Show what an adapter is, and how far it turns and scales each kind of layer."""
     from ..adapter import Adapter
     from ..describe import describe
 
@@ -39,11 +42,11 @@ def show(source: str = typer.Argument(help="Adapter folder, hub id or address.")
 
 @app.command()
 def verify(
-    source: str = typer.Argument(help="Adapter folder, hub id or address."),
-    model: str | None = typer.Option(None, help="Also check that it fits this base model."),
-    json: bool = _JSON,
+    source: str = ADAPTER,
+    model: str | None = typer.Option(None, help="Also check that the adapter fits this base model."),
+    json: bool = JSON,
 ) -> None:
-    """Check every tensor of an adapter, and that it fits a model; exits with 1 and says everything that is wrong."""
+    """Check every tensor of an adapter. If anything is wrong, say all of it and exit with 1."""
     from ..adapter import Adapter
 
     loaded = Adapter.load(source)
@@ -57,21 +60,16 @@ def verify(
 
 @app.command()
 def compose(
-    expression: str = typer.Argument(help="Such as 'formal*0.7 + german'."),
-    output: Path = typer.Option(..., "--output", "-o", help="Folder to write."),
-    adapters: list[str] = typer.Option(
-        ..., help="name=path, an adapter's folder, or a folder of adapters. Repeatable."
-    ),
-    json: bool = _JSON,
+    expression: str = typer.Argument(help="Adapters with strengths, such as 'formal*0.7 + german'."),
+    output: Path = OUTPUT,
+    adapters: list[str] = typer.Option(..., help=NAMED),
+    json: bool = JSON,
 ) -> None:
-    """Compute an expression over adapters and write the result as an adapter."""
-    from ..adapter import Adapter
-    from ..expression import compose as evaluate
-    from ..expression import parse
+    """Compute an expression over adapters and write the result as one adapter.
 
-    sources = named_adapters(adapters)
-    needed = {term.name: Adapter.load(sources[term.name]) for term in parse(expression, sources)}
-    result = evaluate(expression, needed)
+    Example: roadkit adapter compose "formal*0.7 + german" --adapters adapters -o adapters/both
+    """
+    result = _evaluate(expression, adapters)
     result.save(output)
     facts = {"output": str(output), "expression": expression, "content_hash": result.content_hash}
     print(jsonlib.dumps(facts) if json else f"{output}: {result!r}")
@@ -79,12 +77,12 @@ def compose(
 
 @app.command()
 def convert(
-    source: str = typer.Argument(help="Adapter folder, hub id or address."),
-    output: Path = typer.Option(..., "--output", "-o", help="Folder to write."),
-    variant: str = typer.Option("smallest", help="smallest (road_1 where that is exact, else road_2) or keep."),
-    json: bool = _JSON,
+    source: str = ADAPTER,
+    output: Path = OUTPUT,
+    variant: str = typer.Option("smallest", help="smallest (road_1 if that is exact, else road_2) or keep."),
+    json: bool = JSON,
 ) -> None:
-    """Copy an adapter from any source into a folder, in the smallest variant that holds it."""
+    """Copy an adapter from anywhere into a folder, in the smallest variant that holds it."""
     import dataclasses
 
     from ..adapter import Adapter
@@ -102,29 +100,27 @@ def convert(
 
 @app.command()
 def merge(
-    source: str = typer.Argument(help="Adapter folder, hub id or address; or an expression with --adapters."),
+    source: str = typer.Argument(help="An adapter: a folder, hub id or address; with --adapters an expression."),
     output: Path = typer.Option(..., "--output", "-o", help="Folder to write the full model to."),
-    model: str = typer.Option("smollm2", help="Base model: hub id, folder, or smollm2."),
-    adapters: list[str] = typer.Option([], help="Adapters that the expression names. Repeatable."),
+    model: str = MODEL,
+    adapters: list[str] = typer.Option([], help="The adapters that the expression names. " + NAMED),
     dtype: str = typer.Option(
-        "auto", help="Of the weights written: auto is the base's own, or float32, bfloat16, float16."
+        "auto", help="Type of the written weights: float32, bfloat16, float16, or auto for the base's own."
     ),
-    json: bool = _JSON,
+    json: bool = JSON,
 ) -> None:
-    """Write a decoder with the adapter merged into its weights; plain transformers loads it."""
-    from .. import models, modules
-    from ..adapter import Adapter
-    from ..expression import compose as evaluate
-    from ..expression import parse
-    from ..files import replaced_directory
+    """Write a model with an adapter merged into its weights, which transformers loads without roadkit.
 
-    if adapters:
-        sources = named_adapters(adapters)
-        chosen = evaluate(source, {term.name: Adapter.load(sources[term.name]) for term in parse(source, sources)})
-    else:
-        chosen = Adapter.load(source)
+    Example: roadkit adapter merge "formal + brief*0.5" --adapters adapters --model smollm2 -o models/formal-brief
+    """
+    from .. import models
+    from ..adapter import Adapter
+    from ..files import replaced_directory
+    from ..merging import merge as merge_weights
+
+    chosen = _evaluate(source, adapters) if adapters else Adapter.load(source)
     base = models.load_causal(model, dtype=dtype)
-    modules.merge(base, chosen, keep_originals=False)
+    merge_weights(base, chosen, keep_originals=False)
     try:
         with replaced_directory(output) as folder:
             base.save_pretrained(folder)
@@ -133,3 +129,13 @@ def merge(
         raise RoadkitError(f"{output} cannot be written: {error}") from error
     facts = {"output": str(output), "model": model, "content_hash": chosen.content_hash}
     print(jsonlib.dumps(facts) if json else f"{output}: {model} with {chosen!r} merged")
+
+
+def _evaluate(expression: str, adapters: list[str]) -> Adapter:
+    """The adapter that an expression means; only the adapters that it names are loaded."""
+    from .. import expression as expressions
+    from ..adapter import Adapter
+
+    sources = named_adapters(adapters)
+    terms = expressions.parse(expression, sources)
+    return expressions.compose(terms, {term.name: Adapter.load(sources[term.name]) for term in terms})

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json as jsonlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from .options import named_adapters
+from ..errors import RoadkitError
+from .options import ADAPTER, ADAPTERS, JSON, OUTPUT, named_adapters
 
-_JSON = typer.Option(False, "--json", help="Print one JSON object.")
-_OUTPUT = typer.Option(..., "--output", "-o", help="Folder to write.")
-_ADAPTERS = typer.Argument(help="name=path, adapters' folders, or folders of adapters.")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..adapter import Adapter
 
 
 def diff(
-    adapter: str = typer.Argument(help="Adapter folder, hub id or address."),
-    removed: str = typer.Argument(help="The adapter to take away from its beginning."),
-    output: Path = _OUTPUT,
-    json: bool = _JSON,
+    adapter: str = ADAPTER,
+    removed: str = typer.Argument(help="The adapter to take away from it."),
+    output: Path = OUTPUT,
+    json: bool = JSON,
 ) -> None:
-    """Write what has to come after REMOVED to give ADAPTER."""
+    """Write the difference of two adapters: what has to come after REMOVED to give ADAPTER."""
     from ..adapter import Adapter
     from ..algebra import difference
 
@@ -28,13 +31,13 @@ def diff(
 
 
 def interpolate(
-    first: str = typer.Argument(help="Where the way begins."),
-    second: str = typer.Argument(help="Where it ends."),
-    share: float = typer.Option(0.5, help="How much of the way: 0 is the first, 1 the second."),
-    output: Path = _OUTPUT,
-    json: bool = _JSON,
+    first: str = typer.Argument(help="The adapter at share 0."),
+    second: str = typer.Argument(help="The adapter at share 1."),
+    share: float = typer.Option(0.5, help="How much of the way from the first to the second."),
+    output: Path = OUTPUT,
+    json: bool = JSON,
 ) -> None:
-    """Write an adapter on the way from one to another (road_1: shortest arcs, geometric scales)."""
+    """Write an adapter between two: angles by their shortest arcs, scales geometrically."""
     from ..adapter import Adapter
     from ..algebra import interpolate as between
 
@@ -42,12 +45,15 @@ def interpolate(
 
 
 def mean(
-    adapters: list[str] = _ADAPTERS,
-    weight: list[float] = typer.Option([], help="One for each adapter, in their order. Repeatable."),
-    output: Path = _OUTPUT,
-    json: bool = _JSON,
+    adapters: list[str] = ADAPTERS,
+    weight: list[float] = typer.Option([], help="One for each adapter, in their order; by default equal. Repeatable."),
+    output: Path = OUTPUT,
+    json: bool = JSON,
 ) -> None:
-    """Write the weighted geometric mean of adapters."""
+    """Write the weighted geometric mean of adapters.
+
+    Example: roadkit adapter mean adapters/formal adapters/brief --weight 3 --weight 1 -o adapters/mean
+    """
     from ..adapter import Adapter
     from ..algebra import mean as geometric_mean
 
@@ -56,13 +62,13 @@ def mean(
 
 
 def split(
-    adapter: str = typer.Argument(help="Adapter folder, hub id or address."),
-    by: str = typer.Option("layer", help="layer, module or pairs."),
+    adapter: str = ADAPTER,
+    by: str = typer.Option("layer", help="layer (each block of the model), module (each kind of layer) or pairs."),
     parts: int = typer.Option(2, help="How many sets of pairs, with --by pairs."),
-    output: Path = _OUTPUT,
-    json: bool = _JSON,
+    output: Path = OUTPUT,
+    json: bool = JSON,
 ) -> None:
-    """Cut an adapter into adapters, one folder each, that make it up again."""
+    """Cut an adapter into adapters that make it up again, one folder each."""
     from ..adapter import Adapter
     from ..algebra import split as cut
 
@@ -74,12 +80,12 @@ def split(
 
 
 def conflicts(
-    first: str = typer.Argument(help="Adapter folder, hub id or address."),
-    second: str = typer.Argument(help="Another."),
-    threshold: float = typer.Option(0.01, help="Radians; pairs that turn by less do not count."),
-    json: bool = _JSON,
+    first: str = ADAPTER,
+    second: str = typer.Argument(help="Another adapter."),
+    threshold: float = typer.Option(0.01, help="In radians: pairs that turn by less do not count."),
+    json: bool = JSON,
 ) -> None:
-    """Where two adapters turn the same pairs in opposite directions, layer by layer."""
+    """Show where two adapters turn the same pairs in opposite directions, layer by layer."""
     from ..adapter import Adapter
     from ..algebra import conflicts as report
 
@@ -98,9 +104,9 @@ def conflicts(
     Console().print(table)
 
 
-def distance(adapters: list[str] = _ADAPTERS, json: bool = _JSON) -> None:
-    """How far adapters are from each other: radians a pair, root mean square."""
-    names, matrix = _distances(adapters)
+def distance(adapters: list[str] = ADAPTERS, json: bool = JSON) -> None:
+    """Show how far adapters are from each other, in radians a pair (root mean square)."""
+    names, matrix = distances_of(adapters)
     if json:
         print(jsonlib.dumps({"names": names, "distances": matrix.tolist()}))
         return
@@ -110,11 +116,11 @@ def distance(adapters: list[str] = _ADAPTERS, json: bool = _JSON) -> None:
         print(f"{name:{width}}", *(f"{value:9.4f}" for value in row))
 
 
-def cluster(adapters: list[str] = _ADAPTERS, json: bool = _JSON) -> None:
-    """Which adapters are alike: average linkage on their distances, nearest first."""
+def cluster(adapters: list[str] = ADAPTERS, json: bool = JSON) -> None:
+    """Show which adapters are alike: their distances joined by average linkage, nearest first."""
     from ..algebra import cluster as linkage
 
-    names, matrix = _distances(adapters)
+    names, matrix = distances_of(adapters)
     labels, rows = list(names), []
     for one, other, apart in linkage(matrix):
         rows.append({"joined": [labels[one], labels[other]], "distance": apart})
@@ -132,10 +138,10 @@ def add_to(app: typer.Typer) -> None:
         app.command()(verb)
 
 
-def _distances(adapters: list[str]):
+def distances_of(adapters: list[str]) -> tuple[list[str], Tensor]:
+    """The adapters' names and the matrix of their distances."""
     from ..adapter import Adapter
     from ..algebra import distances
-    from ..errors import RoadkitError
 
     sources = named_adapters(adapters)
     if len(sources) < 2:
@@ -143,7 +149,7 @@ def _distances(adapters: list[str]):
     return list(sources), distances([Adapter.load(path) for path in sources.values()])
 
 
-def _save(result, output: Path, json: bool) -> None:
+def _save(result: Adapter, output: Path, json: bool) -> None:
     result.save(output)
     facts = {"output": str(output), "content_hash": result.content_hash}
     print(jsonlib.dumps(facts) if json else f"{output}: {result!r}")

@@ -16,12 +16,15 @@ FOLDER = Path(__file__).resolve().parents[3] / "bench"
 
 
 def bench(
-    name: str = typer.Argument("list", help="Which benchmark; 'list' names them."),
-    json: bool = typer.Option(False, "--json", help="Print only the JSON line."),
-    rounds: int = typer.Option(0, help="How often each side is measured; 0 is the benchmark's own choice."),
-    device: str = typer.Option("cpu", help="cpu, which hides GPUs, or cuda (mixed and figure4)."),
+    name: str = typer.Argument("list", help="The benchmark to run; list names them."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object and nothing else."),
+    rounds: int = typer.Option(0, help="How often each side is measured; 0 leaves it to the benchmark."),
+    device: str = typer.Option("cpu", help="cpu, which hides GPUs, or cuda (mixed and figure4 only)."),
 ) -> None:
-    """Run a benchmark from the source checkout; the last line printed is a JSON object."""
+    """Measure roadkit beside its peers. Needs a source checkout.
+
+    The last line printed is a JSON object.
+    """
     if not FOLDER.is_dir():
         raise RoadkitError(
             "benchmarks come with the source checkout: clone the repository and install it with `pip install -e .`"

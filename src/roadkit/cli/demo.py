@@ -9,16 +9,21 @@ from pathlib import Path
 
 import typer
 
+from .options import JSON, MODEL
+
 
 def demo(
-    output: Path = typer.Option(Path("adapters"), help="Where the trained adapters are kept for the next time."),
-    model: str = typer.Option("smollm2", help="Base model: hub id, folder, or smollm2."),
-    question: list[str] = typer.Option([], help="Ask this instead. Repeatable."),
+    output: Path = typer.Option(Path("adapters"), help="Folder that keeps the trained adapters for the next time."),
+    model: str = MODEL,
+    question: list[str] = typer.Option([], help="Ask this instead of the three questions. Repeatable."),
     studio: bool = typer.Option(False, "--studio", help="Serve the adapters and open the Studio in a browser instead."),
-    port: int = typer.Option(8000, help="With --studio; 0 takes a free one."),
-    json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line."),
+    port: int = typer.Option(8000, help="Port of the Studio; 0 takes a free one."),
+    json: bool = JSON,
 ) -> None:
-    """Train four adapters (kept for later), then answer eight requests, each with another adapter, in one batch."""
+    """Train four adapters, then answer eight requests with them in one batch.
+
+    The adapters are kept, so only the first run trains. Then the same eight requests are timed.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

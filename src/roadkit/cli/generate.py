@@ -6,25 +6,30 @@ import json as jsonlib
 
 import typer
 
-from .options import DEVICE, named_adapters
+from .options import DEVICE, JSON, MODEL, NAMED, named_adapters
 
 
 def generate(
     prompts: list[str] = typer.Argument(help="One or more prompts."),
-    model: str = typer.Option("smollm2", help="Base model: hub id, folder, or smollm2."),
-    adapters: list[str] = typer.Option([], help="name=path, an adapter's folder, or a folder of adapters. Repeatable."),
+    model: str = MODEL,
+    adapters: list[str] = typer.Option([], help=NAMED),
     adapter: list[str] = typer.Option(
-        [], help="Expression such as formal*0.7. Repeatable: every prompt is answered with each, 'base' is the base."
+        [],
+        help="Whom to ask: an adapter's name, an expression such as 'formal*0.7 + brief', or base for the base model "
+        "(the default). Repeatable.",
     ),
     raw: bool = typer.Option(False, "--raw", help="Continue the text as it is, without the chat template."),
-    max_tokens: int = typer.Option(64, help="Tokens to generate at most."),
-    temperature: float = typer.Option(0.0, help="0 is greedy."),
-    top_p: float = typer.Option(1.0, help="Sample from the smallest set of tokens of this mass."),
-    seed: int | None = typer.Option(None, help="Makes sampling repeatable."),
+    max_tokens: int = typer.Option(64, help="Length of an answer at most, in tokens."),
+    temperature: float = typer.Option(0.0, help="How freely to sample; 0 takes the likeliest token every time."),
+    top_p: float = typer.Option(1.0, help="Sample only from the likeliest tokens that have this probability together."),
+    seed: int | None = typer.Option(None, help="The same seed samples the same answer."),
     device: str | None = DEVICE,
-    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    json: bool = JSON,
 ) -> None:
-    """Answer every prompt with every adapter, all in one batch."""
+    """Answer every prompt with every adapter, all in one batch.
+
+    Example: roadkit generate "Why is the sky blue?" --adapters adapters --adapter base --adapter "pirate*0.7 + brief"
+    """
     from ..engine.engine import Engine
     from ..engine.request import Request
 

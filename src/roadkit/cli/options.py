@@ -1,4 +1,7 @@
-"""Options that several verbs share."""
+"""Arguments and options that several verbs share, and how adapters are named on a command line.
+
+named_adapters(["adapters", "old=adapters/formal"])      # {"brief": "adapters/brief", …, "old": "adapters/formal"}
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,22 @@ import typer
 
 from ..errors import RoadkitError
 
-DEVICE = typer.Option(None, help="cpu or cuda; by default the GPU where there is one.")
+ADAPTER = typer.Argument(help="An adapter: a folder, a hub id (owner/name), or an address such as s3://bucket/formal.")
+ADAPTERS = typer.Argument(help="Adapters: their folders, a folder that holds several, or name=folder.")
+NAMED = "An adapter's folder, a folder that holds several, or name=folder. Repeatable."
+MODEL = typer.Option("smollm2", help="Base model: a hub id, a folder, or smollm2, which needs no network.")
+DEVICE = typer.Option(None, help="cpu or cuda; by default the GPU if there is one.")
+OUTPUT = typer.Option(..., "--output", "-o", help="Folder to write to.")
+JSON = typer.Option(False, "--json", help="Print one JSON object as the last line.")
 
 
 def named_adapters(values: list[str]) -> dict[str, str]:
-    """`name=path` → one adapter; a path alone is an adapter (its folder's name) or a folder of adapters."""
+    """What a user gave as adapters → name → path.
+
+    values  `name=path` is one adapter; a path alone is an adapter, called as its folder, or a folder of adapters
+
+    Raises `RoadkitError` for a path that is neither, and for two adapters of one name.
+    """
     from ..store import CONFIG
 
     found: dict[str, str] = {}

@@ -3,62 +3,63 @@
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from .options import named_adapters
+from .algebra import distances_of
+from .options import ADAPTERS, JSON, MODEL, named_adapters
 
-app = typer.Typer(help="Figures of adapters: PNG, with the numbers as CSV and JSON beside it.", no_args_is_help=True)
-_OUTPUT = typer.Option(Path("figures"), "--output", "-o", help="Folder to write to.")
-_JSON = typer.Option(False, "--json", help="Print one JSON object.")
-_ADAPTERS = typer.Argument(help="name=path, adapters' folders, or folders of adapters.")
+if TYPE_CHECKING:
+    from ..adapter import Adapter
+
+app = typer.Typer(
+    help="Draw adapters: each figure as PNG, its numbers as CSV and JSON beside it.", no_args_is_help=True
+)
+OUTPUT = typer.Option(Path("figures"), "--output", "-o", help="Folder to write to.")
 
 
 @app.command()
-def angles(adapters: list[str] = _ADAPTERS, output: Path = _OUTPUT, json: bool = _JSON) -> None:
-    """Per layer and module, how the angles and log scales are distributed."""
+def angles(adapters: list[str] = ADAPTERS, output: Path = OUTPUT, json: bool = JSON) -> None:
+    """Draw how angles and log scales are distributed, for each layer and kind of module."""
     from ..analysis import figures, geometry
 
     _each(adapters, output, json, "angles", lambda adapter, to: figures.draw_angles(geometry.angles(adapter), to))
 
 
 @app.command()
-def heatmap(adapters: list[str] = _ADAPTERS, output: Path = _OUTPUT, json: bool = _JSON) -> None:
-    """Layer × module: mean |θ| and mean |ln α|."""
+def heatmap(adapters: list[str] = ADAPTERS, output: Path = OUTPUT, json: bool = JSON) -> None:
+    """Draw mean |θ| and mean |ln α| as maps of layers and modules."""
     from ..analysis import figures, geometry
 
     _each(adapters, output, json, "heatmap", lambda adapter, to: figures.draw_heatmap(geometry.heatmap(adapter), to))
 
 
 @app.command()
-def distance(adapters: list[str] = _ADAPTERS, output: Path = _OUTPUT, json: bool = _JSON) -> None:
-    """The distance matrix of adapters, in the order of its clusters."""
-    from ..adapter import Adapter
-    from ..algebra import distances
+def distance(adapters: list[str] = ADAPTERS, output: Path = OUTPUT, json: bool = JSON) -> None:
+    """Draw the distances of adapters as a matrix, those that are alike side by side."""
     from ..analysis import figures
-    from ..errors import RoadkitError
 
-    sources = named_adapters(adapters)
-    if len(sources) < 2:
-        raise RoadkitError(f"distances need at least two adapters, got {len(sources)}")
-    matrix = distances([Adapter.load(path) for path in sources.values()])
-    _say(figures.draw_distances(list(sources), matrix, output / "distance"), json)
+    names, matrix = distances_of(adapters)
+    _say(figures.draw_distances(names, matrix, output / "distance"), json)
 
 
 @app.command()
 def sweep(
-    adapters: list[str] = _ADAPTERS,
-    data: list[str] = typer.Option(
-        ..., help="Task data of each adapter, in their order: name=file or file. Repeatable."
-    ),
-    model: str = typer.Option("smollm2", help="Base model: hub id, folder, or smollm2."),
-    rows: int = typer.Option(24, help="Examples of each task."),
+    adapters: list[str] = ADAPTERS,
+    data: list[str] = typer.Option(..., help="A data file for each adapter, in their order, or name=file. Repeatable."),
+    model: str = MODEL,
+    rows: int = typer.Option(24, help="Examples to read of each file."),
     max_length: int = typer.Option(256, help="Tokens of an example at most."),
-    output: Path = _OUTPUT,
-    json: bool = _JSON,
+    output: Path = OUTPUT,
+    json: bool = JSON,
 ) -> None:
-    """Each adapter's loss on its task's data against its strength, from −1 to 2."""
+    """Draw each adapter's loss on its data against its strength, from −1 to 2.
+
+    Example: roadkit plot sweep formal=adapters/formal --data formal=formal.jsonl
+    """
     from .. import models
     from ..adapter import Adapter
     from ..analysis import figures, geometry
@@ -83,18 +84,20 @@ def sweep(
 
 @app.command()
 def trajectory(
-    run: Path = typer.Argument(help="Folder of checkpoint-N folders: <output>.run of a training run."),
-    output: Path = _OUTPUT,
-    json: bool = _JSON,
+    run: Path = typer.Argument(help="The folder of a training run's checkpoints, <output>.run."),
+    output: Path = OUTPUT,
+    json: bool = JSON,
 ) -> None:
-    """How the angles grew over a run's checkpoints."""
+    """Draw how the angles grew over the checkpoints of a training run."""
     from ..analysis import figures, geometry
 
     rows = geometry.trajectory(geometry.load_checkpoints(run))
     _say(figures.draw_trajectory(rows, output / f"{run.name.removesuffix('.run')}-trajectory"), json)
 
 
-def _each(adapters: list[str], output: Path, json: bool, kind: str, draw) -> None:
+def _each(
+    adapters: list[str], output: Path, json: bool, kind: str, draw: Callable[[Adapter, Path], list[Path]]
+) -> None:
     from ..adapter import Adapter
 
     written = []

@@ -17,11 +17,10 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
-from .. import store
+from .. import sources
 from ..adapter import Adapter, Base
 from ..errors import AdapterError, RoadkitError
 from ..files import replaced_directory
-from ..rotation import raise_to_parameters
 from ..validation import problems
 from .intervention import Intervention
 from .positions import Positions
@@ -70,13 +69,7 @@ def save(intervention: Intervention, path: str | os.PathLike) -> None:
     if len(rotation.group_sizes) != 1:
         raise AdapterError(f"a saved intervention has one group_size, this one {list(rotation.group_sizes)}")
     (group_size,) = rotation.group_sizes
-    variant, parameters = rotation.variant, dict(rotation.parameters)
-    if variant is None:
-        variant, theta, alpha = raise_to_parameters(rotation.a, rotation.b, group_size)
-        share = 2 if variant == "road_1" else 1
-        for name, span in rotation.layout.spans.items():
-            part = slice(span.start // share, span.stop // share)
-            parameters[name] = theta[part], alpha[part]
+    variant, parameters = rotation.to_parameters()
     config = _Config(
         format=1,
         variant=variant,
@@ -104,7 +97,7 @@ def load(path: str | os.PathLike) -> Intervention:
     """Read a folder. Raises `AdapterError` naming what is missing or wrong."""
     if not Path(path).is_dir():
         raise AdapterError(f"{path} is no intervention: a directory with {CONFIG} and {WEIGHTS}")
-    return parse(*store.read(path, FILES), origin=str(path))
+    return parse(*sources.read(path, FILES), origin=str(path))
 
 
 def parse(text: bytes, weights: bytes, *, origin: str = "intervention") -> Intervention:

@@ -3,11 +3,11 @@
     vllm serve MODEL --enable-lora --max-loras 8 --lora-modules formal=adapters/formal \
         --additional-config '{"roadkit": {"group_sizes": [64]}}'
 
-    requests → admission (checked) → manager (rows of the bank) → layers (the rotation, in the compiled graph)
+A request's way: `admission` checks its adapter, `manager` makes it a row of the bank, `layers` rotates in the compiled graph.
 
-Three touches of vLLM, each passed through unless an engine asks for RoAd: the platform's configuration and the class of
-the LoRA manager here, the front ends' `add_lora` and `add_request` in `admission`. `layers.install` adds one attribute a
-layer, and the workers get one method (`worker`).
+vLLM is touched in three places, and an engine that does not ask for RoAd passes through all of them: the platform's
+configuration and the class of the LoRA manager here, the front ends' `add_lora` and `add_request` in `admission`. Besides,
+`layers.install` gives each layer one attribute, and `worker` gives the workers one method.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _registered = False
 
 
 def register() -> None:
-    """Prepare this process. May be called any number of times; changes nothing for engines without RoAd."""
+    """Prepare this process for engines that ask for RoAd. Others are not changed. Idempotent."""
     global _registered
     if _registered:
         return
@@ -39,18 +39,18 @@ def register() -> None:
         return
     _watch_configuration(platform, supported=True)
     _choose_manager()
-    from .admission import guard
+    from .admission import guard_front_ends
     from .resolver import register_resolver
 
-    guard()
+    guard_front_ends()
     register_resolver()
 
 
 def _watch_configuration(platform: Any, *, supported: bool) -> None:
-    """The platform's `check_and_update_config`, which sees every engine's configuration before it is used.
+    """Wrap the platform's `check_and_update_config`, which sees every engine's configuration before it is used.
 
-    With RoAd on, the CPU platform must not see the LoRA configuration: all it does with one is to switch compilation
-    off, since vLLM's CPU LoRA kernels cannot be compiled. Ours can.
+    With RoAd on, the CPU platform must not see the LoRA configuration. All it does with one is to switch compilation off,
+    because vLLM's LoRA kernels for the CPU cannot be compiled. Ours can.
     """
     from . import support
     from .worker import EXTENSION
@@ -59,7 +59,7 @@ def _watch_configuration(platform: Any, *, supported: bool) -> None:
 
     @functools.wraps(original)
     def check_and_update_config(vllm_config: Any) -> None:
-        if support.settings_of(vllm_config) is None:
+        if support.plugin_options(vllm_config) is None:
             return original(vllm_config)
         if not supported:
             raise support.refuse()
@@ -74,7 +74,7 @@ def _watch_configuration(platform: Any, *, supported: bool) -> None:
         if extension not in ("", EXTENSION):
             raise RoadkitError(f"RoAd needs worker_extension_cls, which is {extension!r}; leave it out")
         vllm_config.parallel_config.worker_extension_cls = EXTENSION
-        # vLLM would capture CUDA graphs once with adapters and once without; here both are one graph
+        # vLLM would capture CUDA graphs once with adapters and once without, but here both are one graph
         vllm_config.compilation_config.cudagraph_specialize_lora = False
         return None
 
@@ -82,16 +82,17 @@ def _watch_configuration(platform: Any, *, supported: bool) -> None:
 
 
 def _choose_manager() -> None:
-    """The name by which the model runners (`LoRAModelRunnerMixin.load_lora_model`) find the class of their manager."""
-    from vllm.v1.worker import lora_model_runner_mixin as mixin
+    """Replace the name by which `LoRAModelRunnerMixin.load_lora_model` finds the class of a model runner's manager."""
+    from vllm.v1.worker import lora_model_runner_mixin
 
     from .manager import RoadManager
-    from .support import settings_of
+    from .support import plugin_options
 
+    mixin: Any = lora_model_runner_mixin  # its types foresee no other class under the name
     original = mixin.LRUCacheWorkerLoRAManager
 
     def manager_of(vllm_config: Any, device: Any, *args: Any, **options: Any) -> Any:
-        kind = original if settings_of(vllm_config) is None else RoadManager
+        kind = original if plugin_options(vllm_config) is None else RoadManager
         return kind(vllm_config, device, *args, **options)
 
-    mixin.LRUCacheWorkerLoRAManager = manager_of  # type: ignore[assignment, misc]
+    mixin.LRUCacheWorkerLoRAManager = manager_of

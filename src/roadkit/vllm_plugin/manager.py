@@ -1,4 +1,4 @@
-"""The worker's side: stands where vLLM's LoRA manager stands, and keeps rows of a bank instead of low-rank factors.
+"""The worker's side: it stands where vLLM's LoRA manager stands, and keeps rows of a bank instead of low-rank factors.
 
     manager = RoadManager(vllm_config, device)        # what vLLM's model runner builds in place of its own
     model = manager.create_lora_manager(model, vllm_config)
@@ -21,15 +21,22 @@ from torch import Tensor, nn
 
 from ..errors import AdapterError
 from . import loading, support
-from .layers import IDENTITY, Bank
+from .layers import IDENTITY, WorkerBank
 from .sharding import survey
 
 log = logging.getLogger("roadkit.vllm")
 
 
 @dataclass
-class Resident:
-    """An adapter in this worker's memory: what it was loaded from, its row, and whether clients still see it."""
+class ResidentRow:
+    """An adapter in this worker's memory.
+
+    name    what it was loaded under
+    path    what it was loaded from
+    row     its row of the bank
+    listed  do clients still see it?
+    pinned  must it stay in memory until it is removed?
+    """
 
     name: str
     path: str
@@ -39,41 +46,41 @@ class Resident:
 
 
 class RoadManager:
-    """Loads adapters, keeps `max_cpu_loras` of them in memory and `max_loras` in the bank. Not thread-safe, as vLLM's."""
+    """Loads adapters, keeps `max_cpu_loras` of them in memory and `max_loras` in the bank. Not thread-safe, like vLLM's."""
 
     def __init__(self, vllm_config: Any, device: torch.device, *unused: Any):
-        settings = support.settings_of(vllm_config)
-        assert settings is not None, "RoadManager was built for an engine without RoAd"
-        self.settings, self.device = settings, device
+        options = support.plugin_options(vllm_config)
+        assert options is not None, "RoadManager was built for an engine without RoAd"
+        self.group_sizes, self.device = options.group_sizes, device
         self.num_slots = vllm_config.lora_config.max_loras
         self.capacity = max(vllm_config.lora_config.max_cpu_loras or 0, self.num_slots)
         scheduler = vllm_config.scheduler_config
-        # a step's tokens: as scheduled, or padded to a captured CUDA graph
+        # tokens of a step: as scheduled, or padded to a captured CUDA graph
         self.max_tokens = max(
             scheduler.max_num_batched_tokens,
             scheduler.max_num_seqs,
             vllm_config.compilation_config.max_cudagraph_capture_size or 0,
         )
-        self.bank: Bank
-        self._residents: OrderedDict[int, Resident] = OrderedDict()  # id → adapter, least recently used first
+        self.bank: WorkerBank
+        self._residents: OrderedDict[int, ResidentRow] = OrderedDict()  # id → adapter, least recently used first
         self._slots: OrderedDict[int, int] = OrderedDict()  # id → slot, least recently used first
         self._versions: dict[tuple[str, str], str] = {}  # (name, directory) → content when first seen
 
     # ---- called once ----------------------------------------------------------------------------------------------
 
     def create_lora_manager(self, model: nn.Module, vllm_config: Any) -> nn.Module:
-        """Give the loaded model its bank. The model object stays the same."""
-        found = survey(model, group_sizes=self.settings.group_sizes)
+        """Give the loaded model its bank. Returns the same model object. Raises `AdapterError` if no layer can rotate."""
+        found = survey(model, group_sizes=self.group_sizes)
         if not found.layers:
             raise AdapterError(f"{type(model).__name__} has no linear layer that can rotate")
         self._rename = getattr(model, "hf_to_vllm_mapper", None)
         if self._rename is not None:  # as vLLM does for LoRA: names only, without merging q, k and v
             self._rename = self._rename.get_rename_mapper()
-        self.bank = Bank(found, slots=self.num_slots, max_tokens=self.max_tokens, device=self.device)
+        self.bank = WorkerBank(found, slots=self.num_slots, max_tokens=self.max_tokens, device=self.device)
         log.info(
             "RoAd: %d layers rotate, group sizes %s, %d slots of %.1f MB",
             len(found.layers),
-            list(self.settings.group_sizes),
+            list(self.group_sizes),
             self.num_slots,
             self.bank.row_bytes / 1e6,
         )
@@ -82,9 +89,11 @@ class RoadManager:
     # ---- adapters ---------------------------------------------------------------------------------------------------
 
     def add_adapter(self, request: Any, *, keep: Collection[int] = ()) -> bool:
-        """Load an adapter, if it is not there yet; those of `keep` (ids) don't leave memory for it.
+        """Load an adapter if it is not there yet; True if it was loaded.
 
-        True if it was loaded. Raises `AdapterError`; nothing changes then.
+        keep  ids of adapters that must not leave memory for it
+
+        Raises `AdapterError`; nothing is changed then.
         """
         if request.load_inplace:
             raise AdapterError(
@@ -104,12 +113,12 @@ class RoadManager:
             loaded, known.listed = not known.listed, True
             return loaded
         row = self._load(request)
-        self._residents[request.lora_int_id] = Resident(request.lora_name, request.lora_path, row)
+        self._residents[request.lora_int_id] = ResidentRow(request.lora_name, request.lora_path, row)
         self._shrink({request.lora_int_id, *keep})
         return True
 
     def remove_adapter(self, adapter_id: int) -> bool:
-        """Forget an adapter for clients. It stays until its memory is needed, so that accepted requests finish."""
+        """Hide an adapter from clients. It stays until its memory is needed, so that accepted requests finish."""
         known = self._residents.get(adapter_id)
         if known is None or not known.listed:
             return False
@@ -118,7 +127,7 @@ class RoadManager:
         return True
 
     def pin_adapter(self, adapter_id: int) -> bool:
-        """Keep an adapter in memory until it is removed; False where none of that id is loaded."""
+        """Keep an adapter in memory until it is removed. False if none of that id is loaded."""
         if adapter_id not in self.list_adapters():
             return False
         self._residents[adapter_id].pinned = True
@@ -134,10 +143,10 @@ class RoadManager:
     # ---- every step -------------------------------------------------------------------------------------------------
 
     def set_active_adapters(self, requests: set[Any], mapping: Any) -> None:
-        """Make the adapters of the coming step resident, and say which token uses which. Never raises for an adapter.
+        """Load the adapters of the coming step and say which token uses which. Raises for no adapter.
 
         An exception here would end the engine and every request in it. Adapters are checked before their requests are
-        accepted (`admission`), so a failure means that the files changed since, after this worker had let go of them.
+        accepted (`admission`). So a failure means that files changed since, after this worker had let go of the adapter.
         """
         wanted = {request.lora_int_id for request in requests}
         slot_of = {0: IDENTITY}
@@ -152,6 +161,7 @@ class RoadManager:
         self.bank.assign([slot_of[number] for number in map(int, mapping.index_mapping)])
 
     def _activate(self, adapter_id: int, wanted: set[int]) -> int:
+        """The slot of an adapter in memory, written now if it has none yet. No adapter of `wanted` loses its slot."""
         slot = self._slots.get(adapter_id)
         if slot is None:
             taken = set(self._slots.values())
@@ -166,6 +176,7 @@ class RoadManager:
         return slot
 
     def _load(self, request: Any) -> Tensor:
+        """An adapter's row, checked. Raises `AdapterError`."""
         adapter = loading.read(request.lora_path)
         version = (request.lora_name, request.lora_path)
         if self._versions.get(version, adapter.content_hash) != adapter.content_hash:
@@ -181,10 +192,13 @@ class RoadManager:
         return row.pin_memory() if self.device.type == "cuda" else row
 
     def _own_name(self, name: str) -> str:
-        return (self._rename.map_name(name) or name) if self._rename is not None else name
+        """This model's name for an adapter's layer."""
+        if self._rename is None:
+            return name
+        return self._rename.map_name(name) or name
 
     def _shrink(self, keep: set[int]) -> None:
-        """Let go of the least recently used adapters beyond the capacity, never of those in `keep` or pinned."""
+        """Let go of the least recently used adapters beyond the capacity, but of none in `keep` and none pinned."""
         for adapter_id in list(self._residents):
             if len(self._residents) <= self.capacity:
                 return
@@ -192,14 +206,14 @@ class RoadManager:
                 del self._residents[adapter_id]
                 self._slots.pop(adapter_id, None)
 
-    # ---- vLLM's warm-up, which runs the model with made-up adapters ---------------------------------------------------
+    # ---- called by vLLM's warm-up, which runs the model with made-up adapters ------------------------------------------
 
     @contextmanager
     def dummy_lora_cache(self) -> Iterator[None]:
         yield
 
     def add_dummy_lora(self, request: Any, rank: int) -> bool:
-        self._residents[request.lora_int_id] = Resident(request.lora_name, request.lora_path, self.bank.identity)
+        self._residents[request.lora_int_id] = ResidentRow(request.lora_name, request.lora_path, self.bank.identity)
         return True
 
     def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..engine.request import Chunk, Completion, Request, TokenLogprob
+from ..engine.request import Chunk, Completion, FinishReason, Request, TokenLogprob
 from ..errors import RequestError
 
-_REASONS = {"stop": "stop", "length": "length", "abort": "cancelled"}
+_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "cancelled"}
 
 
 def sampling_params(request: Request) -> Any:
@@ -26,6 +26,7 @@ def sampling_params(request: Request) -> Any:
             "embedded engine"
         )
     try:
+        schema = None if request.json_schema is None else StructuredOutputsParams(json=request.json_schema)
         return SamplingParams(
             max_tokens=request.max_tokens,
             min_tokens=request.min_tokens,
@@ -40,9 +41,7 @@ def sampling_params(request: Request) -> Any:
             logprobs=request.logprobs,
             prompt_logprobs=request.prompt_logprobs,
             ignore_eos=request.ignore_eos,
-            structured_outputs=StructuredOutputsParams(json=request.json_schema)
-            if request.json_schema is not None
-            else None,
+            structured_outputs=schema,
             output_kind=RequestOutputKind.DELTA,
         )
     except ValueError as error:
@@ -50,7 +49,11 @@ def sampling_params(request: Request) -> Any:
 
 
 def to_chunk(output: Any, pieces: Sequence[Chunk], parameters: Any) -> Chunk:
-    """One `RequestOutput` (what is new in it) → a chunk, with the completion if it is the last."""
+    """What is new in a `RequestOutput`, as a chunk. The last chunk brings the completion.
+
+    pieces      the request's chunks so far
+    parameters  its `SamplingParams`
+    """
     piece = output.outputs[0]
     text, token_ids = piece.text, list(piece.token_ids)
     logprobs = _logprobs(piece.logprobs, token_ids, parameters.logprobs)
@@ -65,7 +68,7 @@ def to_chunk(output: Any, pieces: Sequence[Chunk], parameters: Any) -> Chunk:
     completion = Completion(
         text="".join(part.text for part in parts),
         token_ids=[token for part in parts for token in part.token_ids],
-        finish_reason=reason,  # type: ignore[arg-type]
+        finish_reason=reason,
         logprobs=[item for part in parts for item in part.logprobs] if parameters.logprobs is not None else None,
         prompt_logprobs=prompt_logprobs,
         prompt_tokens=len(output.prompt_token_ids or ()),

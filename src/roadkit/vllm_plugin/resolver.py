@@ -3,7 +3,7 @@
     ROADKIT_VLLM_ADAPTERS=/adapters VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --enable-lora …
     client.completions.create(model="formal*0.7 + german", …)         # of /adapters/formal and /adapters/german
 
-vLLM keeps a resolved name for ever: a folder that changes later is not seen until a restart (docs/vllm.md).
+vLLM keeps a resolved name for ever. A folder that changes later is not seen until a restart (docs/vllm.md).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FOLDER = "ROADKIT_VLLM_ADAPTERS"
 
 
 def register_resolver() -> None:
-    """Offer the resolver to vLLM's front end, where the environment names a folder of adapters."""
+    """Offer the resolver to vLLM's front end, if the environment names a folder of adapters."""
     folder = os.environ.get(FOLDER)
     if not folder:
         return
@@ -41,17 +41,17 @@ def register_resolver() -> None:
 
 
 def resolve(text: str, folder: Path) -> LoRARequest | None:
-    """The request of an expression over the adapters in a folder; None, with a log line, where it means none.
+    """The request of an expression over the adapters in a folder; None, with a line in the log, if it means none.
 
-    vLLM answers 404 for None and gives the request its own number; the name stays the text, for vLLM looks it up by it.
+    vLLM answers 404 for None. It gives the request a number of its own, and looks it up by the text, which stays its name.
     """
     names = [entry.name for entry in folder.iterdir() if (entry / "adapter_config.json").is_file()]
     try:
         terms = expression.parse(text, names)
-        sources = {term.name: loading.register(str(folder / term.name)) for term in terms}
+        sources = {term.name: loading.read_source(str(folder / term.name)) for term in terms}
     except RoadkitError as error:
         log.warning("no adapter for model %r: %s", text, error)
         return None
     request = loading.make_request(terms, sources)
-    request.lora_name = text  # the path keeps the content's hash apart
+    request.lora_name = text  # contents are told apart by the path
     return request

@@ -1,16 +1,16 @@
 """Which rows of which vLLM layer an adapter's layer is: merged projections, shards, and what cannot be rotated.
 
     found = survey(model, group_sizes=(64,))
-    found.layers["model.layers.0.self_attn.qkv_proj"].parts[1]    # k_proj: this rank's rows of the adapter's vector
+    found.layers["model.layers.0.self_attn.qkv_proj"].shards[1]    # k_proj: this rank's rows of the adapter's vectors
 
-vLLM merges q, k and v (and gate and up) into one layer and cuts each over the ranks; adapters use the names that
-Hugging Face has. A pair must not be cut: a group size fits a layer where it divides every part's local rows.
+vLLM merges q, k and v (and gate and up) into one layer and cuts each over the ranks. Adapters use the names that Hugging
+Face has. A pair must not be cut, so a group size fits a layer if it divides the local rows of each of its shards.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,14 +19,14 @@ from torch import nn
 from ..adapter import Adapter
 from ..errors import AdapterError, nearest
 
-# Models whose checkpoints hold q, k, v (or gate, up) as one layer in the order of vLLM's parts. Others interleave them
+# Models whose checkpoints hold q, k, v (or gate, up) as one layer, in the order of vLLM's shards. Others interleave them
 # by head (Falcon, InternLM2): vLLM's loader permutes the rows, and a pair would be torn apart.
 FUSED_IN_ORDER = ("Phi3ForCausalLM",)
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows [start, start + width) of the vectors of the adapter layer `name`, which are `full_width` long."""
+class Shard:
+    """This rank's rows of one adapter layer: `width` rows from `start` on, of `full_width` in all."""
 
     name: str
     full_width: int
@@ -34,34 +34,62 @@ class Part:
     width: int
 
     def fits(self, group_size: int) -> bool:
+        """Are all pairs of this group size whole?"""
         return self.start % group_size == 0 and self.width % group_size == 0
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A vLLM linear layer that rotates: its parts in the order of its outputs, the group sizes that cut no pair."""
+class ShardedLayer:
+    """A vLLM linear layer that rotates.
+
+    module       vLLM's layer
+    shards       in the order of its outputs: q, k and v for a layer that merges them
+    group_sizes  those of the engine that cut no pair in it
+    """
 
     module: Any
-    parts: tuple[Part, ...]
+    shards: tuple[Shard, ...]
     group_sizes: tuple[int, ...]
 
     @property
     def width(self) -> int:
-        return sum(part.width for part in self.parts)
+        """Outputs of the layer on this rank."""
+        return sum(shard.width for shard in self.shards)
 
 
 @dataclass
-class Survey:
-    """A model's layers by vLLM's name; `parts` and `reasons` (why not) by the adapter's; `absent` are other ranks'."""
+class ModelSurvey:
+    """What of a loaded vLLM model rotates, on this rank.
 
-    layers: dict[str, Layer] = field(default_factory=dict)
-    parts: dict[str, list[tuple[str, int]]] = field(default_factory=dict)  # → vLLM's layer, place among its parts
+    group_sizes  those of the engine
+    layers       the layers that rotate, by vLLM's name
+    shards       an adapter's layer → where it is: vLLM's layers, each with the place among its shards
+    reasons      an adapter's layer → why it does not rotate
+    absent       names of what other ranks of the pipeline hold
+    """
+
+    group_sizes: tuple[int, ...]
+    layers: dict[str, ShardedLayer] = field(default_factory=dict)
+    shards: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
-    group_sizes: tuple[int, ...] = ()
+
+    def add(self, name: str, module: Any, shards: tuple[Shard, ...]) -> None:
+        """A layer that rotates. One module under two names rotates once, under the first."""
+        owner = next((known for known, layer in self.layers.items() if layer.module is module), name)
+        fitting = tuple(size for size in self.group_sizes if all(shard.fits(size) for shard in shards))
+        self.layers.setdefault(owner, ShardedLayer(module, shards, fitting))
+        for i, shard in enumerate(shards):
+            self.shards.setdefault(shard.name, []).append((owner, i))
+
+    def refuse(self, names: Iterable[str], reason: str) -> None:
+        """Layers of adapters that do not rotate, and why."""
+        self.reasons |= dict.fromkeys(names, reason)
 
     def check(self, adapter: Adapter, names: dict[str, str]) -> None:
-        """Refuse an adapter that this engine cannot serve in full. `names`: the adapter's layer → this model's.
+        """Refuse an adapter that this engine cannot serve in full.
+
+        names  the adapter's name of a layer → this model's
 
         Raises one `AdapterError` that lists every layer that does not fit, with both values and the mend.
         """
@@ -77,7 +105,7 @@ class Survey:
             )
         for name, (width, group_size) in adapter.layout.layers.items():
             own = names[name]
-            if own in self.parts:
+            if own in self.shards:
                 problems += self._misfits(own, width, group_size, adapter)
             elif not _under(own, self.absent):
                 problems.append(self._unknown(own))
@@ -85,21 +113,23 @@ class Survey:
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise AdapterError("the adapter does not fit this engine: " + "; ".join(problems[:5]) + more)
 
-    def _misfits(self, name: str, width: int, group_size: int, adapter: Adapter) -> Iterable[str]:
-        for owner, i in self.parts[name]:
-            part = self.layers[owner].parts[i]
-            if part.full_width != width:
+    def _misfits(self, name: str, width: int, group_size: int, adapter: Adapter) -> Iterator[str]:
+        """What is wrong with one layer of an adapter, if anything."""
+        for owner, i in self.shards[name]:
+            shards = self.layers[owner].shards
+            shard = shards[i]
+            if shard.full_width != width:
                 trained = f"; was it trained on {adapter.base.name!r}?" if adapter.base.name else ""
-                yield f"{name}: adapter is {width} wide, layer {part.full_width}{trained}"
+                yield f"{name}: adapter is {width} wide, layer {shard.full_width}{trained}"
                 return
-            parts = self.layers[owner].parts  # one rotation for all of them
-            cut = next((part for part in [part, *parts] if not part.fits(group_size)), None)
+            # one rotation turns all shards of a layer
+            cut = next((other for other in [shard, *shards] if not other.fits(group_size)), None)
             if cut is not None:
-                fitting = math.gcd(group_size, *(bound for part in parts for bound in (part.start, part.width)))
+                fitting = math.gcd(group_size, *(bound for other in shards for bound in (other.start, other.width)))
                 mend = f"group_size={fitting} would fit" if fitting % 2 == 0 else "no group size fits, use fewer ranks"
-                where = "" if cut is part else f" of {cut.name}, which vLLM keeps in the same layer"
+                whose = "" if cut is shard else f" of {cut.name}, which vLLM keeps in the same layer"
                 yield (
-                    f"{name}: group_size {group_size} cuts a pair{where}, this rank holds rows {cut.start} to "
+                    f"{name}: group_size {group_size} cuts a pair{whose}, this rank holds rows {cut.start} to "
                     f"{cut.start + cut.width} of {cut.full_width}; {mend}"
                 )
                 return
@@ -108,13 +138,13 @@ class Survey:
         for known, reason in self.reasons.items():
             if _under(name, [known]):
                 return f"{name} {reason}"
-        return f"the model has no linear layer {name!r}{nearest(name, self.parts)}"
+        return f"the model has no linear layer {name!r}{nearest(name, self.shards)}"
 
 
-def survey(model: nn.Module, *, group_sizes: tuple[int, ...]) -> Survey:
+def survey(model: nn.Module, *, group_sizes: tuple[int, ...]) -> ModelSurvey:
     """Look at every module of a loaded vLLM model once. Only the five plain linear classes of vLLM rotate.
 
-    Their forward methods were read (0.32: `linear.py`): each calls `quant_method.apply` once on its whole output. A
+    Their forward methods were read (0.32, `linear.py`): each calls `quant_method.apply` once, on its whole output. A
     subclass may do anything else (fused kernels, its own sharding), so it is refused when an adapter asks for it.
     """
     from vllm.model_executor.layers.fused_moe import MoERunner
@@ -135,44 +165,39 @@ def survey(model: nn.Module, *, group_sizes: tuple[int, ...]) -> Survey:
     packed = get_packed_modules_mapping(model)
     in_order = type(model).__name__ in FUSED_IN_ORDER
     inside = _language_model(model)
-    found = Survey(group_sizes=group_sizes)
-    for name, module in modules.items():
-        if isinstance(module, MoERunner):  # with the router and the shared experts beside it, which it may call itself
-            found.reasons[name.rpartition(".")[0]] = "is part of a mixture-of-experts block, which does not rotate"
-    experts = list(found.reasons)
-    owners: dict[int, str] = {}
+    found = ModelSurvey(group_sizes)
+    # A block's runner may call the router and the shared experts beside it itself.
+    experts = [name.rpartition(".")[0] for name, module in modules.items() if isinstance(module, MoERunner)]
+    found.refuse(experts, "is part of a mixture-of-experts block, which does not rotate")
     for name, module in modules.items():
         parent, _, leaf = name.rpartition(".")
         children = [f"{parent}.{child}" if parent else child for child in packed.get(leaf, [leaf])]
-        reason = ""
         if isinstance(module, PPMissingLayer):
             found.absent.append(name)
         elif isinstance(module, VocabParallelEmbedding):
-            found.reasons[name] = "is an embedding or an output head, only linear layers inside the model rotate"
-        elif isinstance(module, LinearBase) and not _under(name, experts):
-            if inside is not None and not _under(name, inside):
-                reason = "is outside the language model, whose tokens are the only ones with an adapter each"
-            elif type(module) not in plain:
-                reason = f"is a {type(module).__name__}, whose forward pass does not go through the plain linear layer"
-            elif leaf == "kv_b_proj" and _absorbed(model):
-                reason = "is absorbed into the attention kernel (MLA), which reads its weights only"
-            else:
-                parts = _parts(module, children, in_order=in_order)
-                if parts is None:
-                    reason = "is fused in the checkpoint, and vLLM's loader may permute its rows"
-                else:
-                    fitting = tuple(size for size in group_sizes if all(part.fits(size) for part in parts))
-                    owner = owners.setdefault(id(module), name)  # one module under two names rotates once
-                    found.layers.setdefault(owner, Layer(module, parts, fitting))
-                    for i, part in enumerate(parts):
-                        found.parts.setdefault(part.name, []).append((owner, i))
-        if reason:
-            found.reasons |= dict.fromkeys(children, reason)
+            found.refuse([name], "is an embedding or an output head, only linear layers inside the model rotate")
+        elif not isinstance(module, LinearBase) or _under(name, experts):
+            continue
+        elif inside is not None and not _under(name, inside):
+            found.refuse(children, "is outside the language model, whose tokens are the only ones with an adapter each")
+        elif type(module) not in plain:
+            kind = type(module).__name__
+            found.refuse(children, f"is a {kind}, whose forward pass does not go through the plain linear layer")
+        elif leaf == "kv_b_proj" and _absorbed(model):
+            found.refuse(children, "is absorbed into the attention kernel (MLA), which reads its weights only")
+        elif (shards := _shards(module, children, in_order=in_order)) is None:
+            found.refuse(children, "is fused in the checkpoint, and vLLM's loader may permute its rows")
+        else:
+            found.add(name, module, shards)
     return found
 
 
-def _parts(module: Any, children: list[str], *, in_order: bool) -> tuple[Part, ...] | None:
-    """The pieces of one vLLM layer on this rank, None where the order of its rows is not known."""
+def _shards(module: Any, children: Sequence[str], *, in_order: bool) -> tuple[Shard, ...] | None:
+    """The shards of one vLLM layer on this rank; None if the order of its rows is not known.
+
+    children  the adapter's names of the layers that are merged into it; one, if the checkpoint fuses them
+    in_order  does the checkpoint hold fused layers in the order of the shards?
+    """
     rank, size = module.tp_rank, module.tp_size
     kind = type(module).__name__
     if kind == "QKVParallelLinear":
@@ -191,29 +216,32 @@ def _parts(module: Any, children: list[str], *, in_order: bool) -> tuple[Part, .
     pieces = list(zip(widths, local, ranks, strict=True))
     if len(children) == len(pieces):
         return tuple(
-            Part(name, width, rank * own, own) for name, (width, own, rank) in zip(children, pieces, strict=True)
+            Shard(name, width, rank * own, own) for name, (width, own, rank) in zip(children, pieces, strict=True)
         )
     if len(children) != 1 or not in_order:
         return None
     offsets = [sum(widths[:i]) for i in range(len(widths))]
     return tuple(
-        Part(children[0], sum(widths), offset + rank * own, own)
+        Shard(children[0], sum(widths), offset + rank * own, own)
         for offset, (_, own, rank) in zip(offsets, pieces, strict=True)
     )
 
 
 def _under(name: str, ancestors: Iterable[str]) -> bool:
+    """Is this one of the ancestors, or inside one?"""
     return any(name == ancestor or name.startswith(ancestor + ".") for ancestor in ancestors)
 
 
 def _language_model(model: Any) -> list[str] | None:
-    """Prefixes of a multimodal model's language model; None for a text model, where everything counts."""
+    """Names under which a multimodal model has its language model; None for a text model, all of which counts."""
     from vllm.model_executor.models import supports_multimodal
 
-    if not supports_multimodal(model) or not hasattr(model, "get_mm_mapping"):
+    get_mapping = getattr(model, "get_mm_mapping", None)
+    if not supports_multimodal(model) or get_mapping is None:
         return None
-    return [prefix.rstrip(".") for prefix in model.get_mm_mapping().language_model]
+    return [prefix.rstrip(".") for prefix in get_mapping().language_model]
 
 
 def _absorbed(model: Any) -> bool:
+    """Does an MLA attention layer of the model read the weights of `kv_b_proj` instead of calling it?"""
     return any(hasattr(module, "kv_b_proj") and type(module).__name__.startswith("MLA") for module in model.modules())

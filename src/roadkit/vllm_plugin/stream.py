@@ -1,7 +1,8 @@
 """One request that runs on vLLM's asynchronous engine, as roadkit's chunks.
 
 stream = await engine.submit(Request(prompt="Hello"))
-async for chunk in stream: print(chunk.text)
+async for chunk in stream:
+    print(chunk.text)
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ log = logging.getLogger("roadkit.vllm")
 
 
 class VllmStream:
-    """A submitted request: iterate over its chunks, wait for its `result`, or `cancel` it."""
+    """A submitted request: iterate over its chunks, wait for its `result`, or `cancel` it.
+
+    `ended` is called with the stream once, when the request is over.
+    """
 
     def __init__(
         self,
@@ -52,8 +56,8 @@ class VllmStream:
         raise AssertionError("a stream ended without its completion")
 
     async def cancel(self) -> None:
-        """Stop the request; it ends with finish_reason 'cancelled'. No effect once it has finished."""
-        self._task.cancel()  # vLLM's `generate` aborts its request then; a task that has not begun never calls it
+        """Stop the request: it ends with finish_reason 'cancelled'. No effect once it has finished."""
+        self._task.cancel()  # vLLM's `generate` then aborts its request; a task that has not begun never calls it
         await asyncio.wait([self._task])
         self._end("cancelled")
 
@@ -69,7 +73,7 @@ class VllmStream:
         self._end("cancelled")
 
     def _end(self, reason: FinishReason, *, error: str | None = None, fault: Fault | None = None) -> None:
-        """Say how it ended, unless vLLM said so, and tell the engine; once."""
+        """Say how the request ended, unless vLLM has said so, and tell the engine. Later calls do nothing."""
         if self._closed:
             return
         self._closed = True

@@ -1,8 +1,8 @@
-"""Which vLLM this plugin was written against, and how RoAd is switched on. Nothing else reads versions or options.
+"""Which vLLM this plugin was written against, and how RoAd is switched on. Only this file reads versions and options.
 
     vllm serve MODEL --enable-lora --max-loras 8 --additional-config '{"roadkit": {"group_sizes": [64]}}'
 
-`additional_config` is vLLM's own place for plugins: it reaches every process and is part of the key of its compilation
+`additional_config` is vLLM's own place for plugins. It reaches every process and is part of the key of vLLM's compilation
 cache. Without the key `roadkit` in it, vLLM behaves as if this package were not installed.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import RoadkitError, nearest
 
-SUPPORTED = ">=0.32,<0.33"  # every touch of vLLM's internals was read against 0.32.0; see docs/vllm.md
+SUPPORTED = ">=0.32,<0.33"  # all that touches vLLM's internals was read against 0.32.0; see docs/vllm.md
 KEY = "roadkit"
 
 
@@ -22,10 +22,10 @@ class UnsupportedVllm(RoadkitError):
 
 
 @dataclass(frozen=True)
-class Settings:
+class PluginOptions:
     """What `additional_config["roadkit"]` may hold.
 
-    group_sizes  pairings to keep a b-plane for; an adapter with another one is refused when it is loaded
+    group_sizes  the pairings that adapters may have; one with another is refused when it is loaded
     """
 
     group_sizes: tuple[int, ...] = (64,)
@@ -36,8 +36,8 @@ class Settings:
             raise RoadkitError(f"group_sizes must be even numbers of at least 2, got {list(sizes)}")
 
 
-def settings_of(vllm_config: Any) -> Settings | None:
-    """The settings of an engine, None where RoAd is off. Raises `RoadkitError` for options that do not fit together."""
+def plugin_options(vllm_config: Any) -> PluginOptions | None:
+    """The options of an engine; None if it does not ask for RoAd. Raises `RoadkitError` for options that do not fit."""
     additional = getattr(vllm_config, "additional_config", None)
     if not isinstance(additional, dict) or KEY not in additional:
         return None
@@ -46,16 +46,16 @@ def settings_of(vllm_config: Any) -> Settings | None:
         raise RoadkitError(
             f'additional_config["{KEY}"] must be an object such as {{"group_sizes": [64]}}, got {given!r}'
         )
-    known = [field.name for field in fields(Settings)]
+    known = [field.name for field in fields(PluginOptions)]
     for name in given:
         if name not in known:
             raise RoadkitError(f'additional_config["{KEY}"]: unknown option {name!r}{nearest(name, known)}')
     if vllm_config.lora_config is None:
         raise RoadkitError("RoAd adapters go where LoRA adapters go: add --enable-lora (enable_lora=True in Python)")
-    sizes = given.get("group_sizes", Settings.group_sizes)
+    sizes = given.get("group_sizes", PluginOptions.group_sizes)
     if not isinstance(sizes, (list, tuple)):
         raise RoadkitError(f"group_sizes must be a list such as [64, 2], got {sizes!r}")
-    return Settings(group_sizes=tuple(dict.fromkeys(sizes)))
+    return PluginOptions(group_sizes=tuple(dict.fromkeys(sizes)))
 
 
 def is_supported() -> bool:
@@ -66,7 +66,7 @@ def is_supported() -> bool:
 
 
 def refuse() -> UnsupportedVllm:
-    """The error for an engine that asks for RoAd on an unsupported vLLM."""
+    """The error for an engine that asks for RoAd on a vLLM that is not supported."""
     return UnsupportedVllm(
         f"roadkit's plugin supports vLLM {SUPPORTED}, this is {_version()}: install a vLLM in that range, "
         "or serve with `roadkit serve`, which needs none"

@@ -1,9 +1,9 @@
-"""What a worker answers beside vLLM's own calls: whether it can serve an adapter, and why not.
+"""A call that vLLM's workers answer beside their own: load an adapter, or say why that cannot be.
 
     replies = llm_engine.collective_rpc("roadkit_add_adapter", args=("formal", 1, "adapters/formal", False))   # ["", ""]
 
-vLLM's `add_lora` must not fail on a rank: the executor stops reading the ranks' replies at the first error, and hands
-those that are left to the next call, which may be a good adapter's (0.32, `MultiprocExecutor.collective_rpc`).
+vLLM's own `add_lora` must not fail on a rank. The executor stops reading the ranks' replies at the first error, and hands
+those that are left to the next call, which may be about a good adapter (0.32, `MultiprocExecutor.collective_rpc`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RoadWorker:
     add_lora: Any
 
     def roadkit_add_adapter(self, name: str, adapter_id: int, path: str, load_inplace: bool) -> str:
-        """Load an adapter on this rank; '' or the reason why not."""
+        """Load an adapter on this rank. The answer is '' or the reason why it was refused."""
         from vllm.lora.request import LoRARequest
 
         try:

@@ -20,7 +20,7 @@ from ...engine.request import Chunk, Request, failed
 from ...errors import RoadkitError
 from ...expression import Term
 from ...kinds import AnyAdapter
-from ...vllm_plugin.engine import AsyncVllmEngine, Prepared
+from ...vllm_plugin.engine import AsyncVllmEngine, PreparedRequest
 from ...vllm_plugin.stream import VllmStream
 from .base import GenerationJob, Stats, cancelled, generating_abilities
 from .fit import check_base, of_layers
@@ -62,7 +62,7 @@ class VllmBackend:
     def encode(self, prompt: Prompt) -> list[int]:
         return self.engine.prompts.encode(prompt)
 
-    def prepare(self, request: Request, *, terms: tuple[Term, ...], tenant: str) -> Prepared:
+    def prepare(self, request: Request, *, terms: tuple[Term, ...], tenant: str) -> PreparedRequest:
         """At most one term: `Residents` composes what is no intervention."""
         return self.engine.prepare(request, adapter=self._adapters[terms[0].name] if terms else None)
 

@@ -23,7 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ... import models
 from ...adapter import Adapter
 from ...errors import ModelError, RecipeError
-from ...modules import attached, merge, unmerge
+from ...merging import merge, unmerge
+from ...modules import attached
 from ..data.batches import pad_batch
 from ..data.encoded import Encoded
 from ..data.training_data import TrainingData, prepare_data
