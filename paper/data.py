@@ -140,7 +140,7 @@ def read_rows(folder: Path | None, *names: str) -> list[Table]:
             table = read_table(ON_HUB[name].source, split=ON_HUB[name].split)
         except RecipeError as error:
             without = [name for name, path in paths.items() if path is None]
-            raise _absent(folder, without, f"; the hub does not help ({str(error).splitlines()[0]})") from error
+            raise _absent(folder, without, f"; the hub failed too: {str(error).splitlines()[0]}") from error
         rows = [ON_HUB[name].convert(row) for row in table.rows]
         tables.append(Table(rows, table.numbers, table.origin))
     return tables

@@ -9,11 +9,12 @@ from typer.testing import CliRunner
 
 from paper.cli import app
 from paper.ledger import Ledger
-from paper.runs import efficiency, reasoning
+from paper.runs import reasoning
+from paper.runs.reasoning import RateSearch
 from roadkit.errors import RecipeError, RoadkitError
 
 
-def reproduce(*words: object) -> dict:
+def run_paper(*words: object) -> dict:
     done = CliRunner().invoke(app, [*map(str, words), "--json"], catch_exceptions=False)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -25,13 +26,13 @@ def path(tmp_path):
 
 def test_pilot(bert, data, path):
     words = ["--rows", 8, "--validation", 4, "--test", 4, "--epochs", 1, "--methods", "road_1", "--tasks", "stsb"]
-    assert reproduce("pilot", "--model", bert, "--data", data, "--ledger", path, *words)["runs"] == 3
+    assert run_paper("pilot", "--model", bert, "--data", data, "--ledger", path, *words)["runs"] == 3
 
 
 @pytest.mark.parametrize(("suite", "task"), [("commonsense", "boolq"), ("arithmetic", "svamp")])
 def test_suites_take_several_seeds(llama, data, path, suite, task):
     words = ["--rows", 4, "--questions", 1, "--new-tokens", 2, "--tasks", task, "--methods", "base,full"]
-    found = reproduce(suite, "--model", llama, "--data", data, "--ledger", path, *words, "--seed", 1, "--seeds", 2)
+    found = run_paper(suite, "--model", llama, "--data", data, "--ledger", path, *words, "--seed", 1, "--seeds", 2)
     assert found == {"ledger": str(path), "runs": 4, "left": 0}
     assert [(row["recipe"]["method"], row["seed"]) for row in Ledger(path).rows()] == [
         ("base", 1), ("full", 1), ("base", 2), ("full", 2),
@@ -40,53 +41,46 @@ def test_suites_take_several_seeds(llama, data, path, suite, task):
 
 def test_a_search_is_asked_for_by_its_rates(path, monkeypatch):
     asked = []
-    monkeypatch.setattr(reasoning, "run", lambda *_, **options: asked.append(options["search"]) or 0)
+    monkeypatch.setattr(reasoning, "run_suite", lambda *_, **options: asked.append(options["search"]) or 0)
     for words in ((), ("--rates", 2), ("--rates", 4, "--search-rows", 7, "--held-out", 5)):
-        reproduce("arithmetic", "--ledger", path, *words)
-    assert asked == [None, reasoning.Search(rates=2), reasoning.Search(4, 7, 5)]
+        run_paper("arithmetic", "--ledger", path, *words)
+    assert asked == [None, RateSearch(rates=2), RateSearch(4, 7, 5)]
     with pytest.raises(RoadkitError, match="--rates 3 makes one"):
-        reproduce("arithmetic", "--ledger", path, "--held-out", 5)
+        run_paper("arithmetic", "--ledger", path, "--held-out", 5)
 
 
-def test_a_scales_settings_hold_where_no_option_says_otherwise(path, monkeypatch):
+def test_a_scales_settings_hold_unless_an_option_says_otherwise(path, monkeypatch):
     asked = []
-    monkeypatch.setattr(reasoning, "run", lambda suite, settings, *_, **options: asked.append((settings, options)) or 0)
+    monkeypatch.setattr(
+        reasoning, "run_suite", lambda suite, settings, *_, **options: asked.append((settings, options)) or 0
+    )
     for words in ((), ("--no-bf16", "--seeds", 1)):
-        reproduce("commonsense", "--scale", "full", "--ledger", path, *words)
+        run_paper("commonsense", "--scale", "full", "--ledger", path, *words)
     (usual, options), (other, fewer) = asked
-    assert usual == reasoning.SETTINGS["commonsense"]["full"] and usual.bf16 and not other.bf16
+    assert usual == reasoning.SUITE_SCALES["commonsense"]["full"] and usual.bf16 and not other.bf16
     assert (list(options["seeds"]), list(fewer["seeds"])) == ([0, 1, 2], [0])
 
 
 def test_instruct_then_the_judges_file(llama, data, path, tmp_path):
     words = ["--rows", 2, "--questions", 2, "--new-tokens", 2, "--epochs", 1, "--methods", "base"]
-    reproduce("instruct", "--model", llama, "--data", data, "--ledger", path, "-o", tmp_path / "out", *words)
+    run_paper("instruct", "--model", llama, "--data", data, "--ledger", path, "-o", tmp_path / "out", *words)
     (answers,) = (tmp_path / "out").iterdir()
     judged = [entry | {"preference": 1 + i} for i, entry in enumerate(json.loads(answers.read_text()))]
     (tmp_path / "annotations.json").write_text(json.dumps(judged))
-    assert reproduce("win-rate", tmp_path / "annotations.json") == {"win_rate": 0.5, "entries": 2}
+    assert run_paper("win-rate", tmp_path / "annotations.json") == {"win_rate": 0.5, "entries": 2}
     (tmp_path / "annotations.json").write_text(json.dumps(judged[0]))
     with pytest.raises(RecipeError, match="a list of objects is wanted"):
-        reproduce("win-rate", tmp_path / "annotations.json")
+        run_paper("win-rate", tmp_path / "annotations.json")
 
 
 def test_report_rebuilds_a_page(llama, data, path, tmp_path):
     words = ["--rows", 4, "--questions", 1, "--new-tokens", 2, "--tasks", "boolq", "--methods", "base"]
-    reproduce("commonsense", "--model", llama, "--data", data, "--ledger", path, *words)
+    run_paper("commonsense", "--model", llama, "--data", data, "--ledger", path, *words)
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "results.md").write_text("Before\n<!-- table: commonsense -->\n<!-- end -->\nafter\n")
-    found = reproduce("report", tmp_path / "none", "--ledger", path, "--docs", docs)
+    found = run_paper("report", tmp_path / "none", "--ledger", path, "--docs", docs)
     assert str(docs / "results.md") in found["tables"]
     text = (docs / "results.md").read_text()
     assert text.startswith("Before") and text.endswith("after\n") and "mean by LoReFT's rule" in text
     assert "| base | 0 |" in text
-
-
-def test_a_benchmark_is_measured_once(path):
-    ledger, told = Ledger(path), []
-    for _ in range(2):
-        efficiency.run(ledger, names=["merge"], rounds=1, progress=told.append)
-    (row,) = ledger.rows()
-    assert row["metrics"]["peft_merge_over_ours"] > 0 and row["seconds"] > 0  # of the process that measured
-    assert len(told) == 1
