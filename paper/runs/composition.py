@@ -156,6 +156,7 @@ class _ArmRunner:
         progress: Callable[[str], None],
     ):
         self.settings, self.folder, self.seed, self.progress = settings, folder, seed, progress
+        self.language_of = _language_classifier()  # first, so that what is not installed stops a run before it trains
         self.model: Any = models.load_causal(settings.model, device=models.best_device())
         self.tokenizer = models.load_tokenizer(settings.model)
         self.rows = {
@@ -252,13 +253,12 @@ class _ArmRunner:
         """Greedy answers to `QUESTIONS` (no 5-gram twice, repetition penalty 1.1), each with its language."""
         if not active and self._base_answers:
             return self._base_answers
-        classify = _language_classifier()
         texts = [TEMPLATE.format(question) for question in QUESTIONS]
         options: dict[str, Any] = {"no_repeat_ngram_size": 5, "repetition_penalty": 1.1}
         with acting(active, len(texts), None):
             answers = answer_batch(self.model, self.tokenizer, texts, new_tokens=self.settings.new_tokens, **options)
         found = [
-            {"question": question, "answer": answer, "language": classify(answer)}
+            {"question": question, "answer": answer, "language": self.language_of(answer)}
             for question, answer in zip(QUESTIONS, answers, strict=True)
         ]
         if not active:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
-from paper.cli import app
+from paper.cli import PANELS, app
 from paper.ledger import Ledger
 from paper.runs import reasoning
 from paper.runs.reasoning import RateSearch
@@ -84,3 +87,25 @@ def test_report_rebuilds_a_page(llama, data, path, tmp_path):
     text = (docs / "results.md").read_text()
     assert text.startswith("Before") and text.endswith("after\n") and "mean by LoReFT's rule" in text
     assert "| base | 0 |" in text
+
+
+def test_the_help_lists_every_command_in_its_panel():
+    done = CliRunner().invoke(app, ["--help"])
+    assert done.exit_code == 0 and "Usage: python -m paper" in done.stdout
+    assert all(panel in done.stdout for panel in PANELS)
+
+
+@pytest.mark.slow
+def test_a_first_command_without_data_ends_in_one_line(tmp_path):
+    environment = os.environ | {"ROADKIT_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "paper", "glue", "--tasks", "rte", "--ledger", str(tmp_path / "ledger.jsonl")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: there is no glue/rte_train.jsonl, glue/rte_dev.jsonl in {tmp_path / 'paper-data'}")
+    assert "--data" in line
+
+
+def test_a_report_without_any_ledger_says_where_it_looked(tmp_path):
+    with pytest.raises(RoadkitError, match="neither .* is there: run an experiment first"):
+        run_paper("report", tmp_path / "none", "--ledger", tmp_path / "ledger.jsonl")
