@@ -1,1 +1,4 @@
-"""The paper's experiments and ours, each a command of `python -m paper`, with a ledger of finished runs."""
+"""The experiments of the RoAd paper (arXiv 2409.00119), and some of our own. They use roadkit; roadkit knows nothing of them.
+
+python -m paper --help
+"""

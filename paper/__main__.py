@@ -1,5 +1,6 @@
-"""`python -m paper glue …`, `python -m paper report`: the experiments of the paper."""
+"""`python -m paper` is the experiments' command line: `python -m paper glue`, `python -m paper report`."""
 
 from .cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,12 @@
 """`Ledger`: one JSON line for every finished run, so that an experiment goes on after a kill and tables need no rerun.
 
     ledger = Ledger(Path("results/composition/ledger.jsonl"))
-    if ledger.find(recipe, seed=0) is None:
-        ledger.append(recipe, seed=0, metrics={"loss": 1.2}, seconds=61.5)
+    if ledger.find(setup, seed=0) is None:
+        ledger.append(setup, seed=0, metrics={"loss": 1.2}, seconds=61.5)
 
-A run is what its recipe and seed say; the code's version and the machine are kept beside the metrics. A line that a kill
-left unfinished counts for nothing and is cut off before the next one is written.
+A run is identified by its setup (everything that was chosen for it: experiment, model, rows, method, …) and its seed. The
+file calls the setup `recipe`. The code's version and the machine are kept beside the metrics. A line that a kill left
+unfinished counts for nothing and is cut off before the next one is written.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from roadkit import __version__
 from roadkit.errors import RecipeError
 
 FIELDS = {"key", "recipe", "seed", "code", "machine", "metrics", "seconds", "finished"}
+LedgerRow = Mapping[str, Any]  # with FIELDS
 
 
 class Ledger:
@@ -34,12 +36,14 @@ class Ledger:
     def __init__(self, path: Path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.code = code_version()  # of what runs, whatever is committed meanwhile
+        self.code = code_version()  # of the code that runs, even if another commit is made meanwhile
         self._lock = FileLock(path.with_name(f".{path.name}.lock"))
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every finished run, of one that was done again the last. Raises `RecipeError` naming a line that is no row, the
-        last unfinished one excepted."""
+        """Every finished run. If a run was done again, its last row counts.
+
+        Raises `RecipeError` naming a line that is no row. An unfinished last line is passed over.
+        """
         if not self.path.exists():
             return []
         *lines, _ = self.path.read_bytes().split(b"\n")  # what follows the last line end is unfinished, or empty
@@ -59,18 +63,18 @@ class Ledger:
             rows.append(row | {"key": run_key(row["recipe"], row["seed"])})
         return list({row["key"]: row for row in rows}.values())
 
-    def find(self, recipe: Mapping[str, Any], *, seed: int) -> dict[str, Any] | None:
-        """The newest run of this recipe and seed."""
-        key = run_key(recipe, seed)
+    def find(self, setup: Mapping[str, Any], *, seed: int) -> dict[str, Any] | None:
+        """The newest run of this setup and seed."""
+        key = run_key(setup, seed)
         return next((row for row in self.rows() if row["key"] == key), None)
 
     def append(
-        self, recipe: Mapping[str, Any], *, seed: int, metrics: Mapping[str, Any], seconds: float
+        self, setup: Mapping[str, Any], *, seed: int, metrics: Mapping[str, Any], seconds: float
     ) -> dict[str, Any]:
         """Add a finished run; it is on disk when this returns."""
         row = {
-            "key": run_key(recipe, seed),
-            "recipe": dict(recipe),
+            "key": run_key(setup, seed),
+            "recipe": dict(setup),
             "seed": seed,
             "code": self.code,
             "machine": machine(),
@@ -89,19 +93,32 @@ class Ledger:
         return row
 
 
-def run_key(recipe: Mapping[str, Any], seed: int) -> str:
-    """16 hexadecimal digits that name what a recipe sets and a seed, whatever the order of the recipe's keys."""
-    text = json.dumps([given(recipe), seed], sort_keys=True, ensure_ascii=False)
+def run_key(setup: Mapping[str, Any], seed: int) -> str:
+    """16 hexadecimal digits that identify a setup and a seed, whatever the order of the setup's keys."""
+    text = json.dumps([switched_on(setup), seed], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def given(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A setting that is None or False is as one that a row from before it lacks."""
-    return {name: value for name, value in recipe.items() if value is not None and value is not False}
+def switched_on(setup: Mapping[str, Any]) -> dict[str, Any]:
+    """The setup without settings that are None or False.
+
+    So a setting that is added later, and switched off, leaves the key of older runs as it was.
+    """
+    return {name: value for name, value in setup.items() if value is not None and value is not False}
+
+
+def best_row(rows: Iterable[LedgerRow]) -> LedgerRow:
+    """The run with the best validation score; of equals the one with the least loss."""
+    return max(rows, key=validation_rank)
+
+
+def validation_rank(row: LedgerRow) -> tuple[float, float]:
+    """What `best_row` compares. Classifiers that have learnt nothing yet have equal scores, but not equal losses."""
+    return row["metrics"]["validation"], -row["metrics"].get("validation_loss", 0.0)
 
 
 def code_version() -> str:
-    """roadkit's version, and in a checkout the commit, with a + where files differ from it."""
+    """roadkit's version; in a checkout the commit too, with a + if files differ from it."""
     folder = Path(__file__).resolve().parent
     try:
         described = subprocess.run(
@@ -114,7 +131,7 @@ def code_version() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What a run ran on, without the machine's name."""
+    """The processor and the versions that a run ran on, without the machine's name."""
     import torch
 
     return {

@@ -1,1 +1,1 @@
-"""Tables and figures, rebuilt from the ledger alone."""
+"""Tables and figures, rebuilt from the ledgers alone: `python -m paper report`."""

@@ -1,6 +1,6 @@
 """Ledger rows as figures, each with its data beside it.
 
-draw(ledger.rows(), Path("docs/figures"))      # pilot1.png and .csv, pilot2.…, glue.…
+draw_figures(ledger.rows(), Path("docs/figures"))      # pilot1.png and .csv, pilot2.…, glue.…
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from typing import Any
 from roadkit.analysis.figures import COLOURS, MARKERS, STYLES
 from roadkit.files import write_atomic
 
-from .quality import EXPERIMENTS, panels, plot_quality, quality
-from .scores import Row, chosen_runs, label_of, machine_of, scale_of
+from ..ledger import LedgerRow
+from .quality import EXPERIMENTS, plot_quality, quality_data, quality_panels
+from .scores import chosen_runs
+from .wording import label_of, machine_of, scale_of
+
+Numbers = dict[str, Any]  # a line of a figure's data: column → value
 
 SHOWN = ("mean", "q05", "q25", "q50", "q75", "q95")
 
 
-def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
+def draw_figures(rows: Sequence[LedgerRow], folder: Path) -> list[Path]:
     """Write a figure and its data for every experiment that has finished runs and a figure."""
     written = []
     for name, (experiments, data_of, plot) in FIGURES.items():
@@ -34,7 +38,8 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     return written
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def to_csv(rows: Sequence[Numbers]) -> str:
+    """Rows with the same columns as CSV, with a header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -42,11 +47,11 @@ def to_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _scale(row: Row) -> str:
+def _scale(row: LedgerRow) -> str:
     return scale_of(row["recipe"], 1)
 
 
-def _pilot1(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _pilot1(rows: Sequence[LedgerRow]) -> list[Numbers]:
     return [
         {
             "scale": _scale(row), "method": label_of(row["recipe"]["method"]), "measure": measure, "block": i,
@@ -58,7 +63,7 @@ def _pilot1(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _pilot2(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _pilot2(rows: Sequence[LedgerRow]) -> list[Numbers]:
     return [
         {
             "scale": _scale(row), "task": row["recipe"]["task"], "metric": row["metrics"]["metric"],
@@ -70,11 +75,11 @@ def _pilot2(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _glue(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The chosen runs of the scale that says most."""
+def _glue(rows: Sequence[LedgerRow]) -> list[Numbers]:
+    """The chosen runs at the largest scale."""
     if not rows:
         return []
-    ((_, group, search),) = panels(rows)
+    ((_, group, search),) = quality_panels(rows)
     scale = scale_of(group[0]["recipe"], len({row["seed"] for row in group}))
     chosen = chosen_runs(group, search).values()
     kept = [row for tasks in chosen for runs, _ in tasks.values() for row in runs.values()]
@@ -97,8 +102,8 @@ OVER = {  # what figure 4 is drawn over → its panel's title
 }
 
 
-def _figure4(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The newest run of bench figure4: "lora rank 8" and "peft lora, 32 tokens" become a side and a place."""
+def _figure4(rows: Sequence[LedgerRow]) -> list[Numbers]:
+    """The newest run of bench figure4. Its names hold a side and a place: "lora rank 8", "peft lora, 32 tokens"."""
     measured = [row for row in rows if row["recipe"]["bench"] == "figure4"][-1:]
     data = []
     for row in measured:
@@ -113,7 +118,7 @@ def _figure4(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return data
 
 
-def _plot_figure4(figure: Any, data: Sequence[Row]) -> None:
+def _plot_figure4(figure: Any, data: Sequence[Numbers]) -> None:
     """Left: LoRA kept apart over its rank; then different adapters over the tokens generated, and over their number."""
     units = [unit for unit in OVER if any(row["over"] == unit for row in data)]
     looks = {side: k for k, side in enumerate(dict.fromkeys(row["side"] for row in data))}
@@ -139,7 +144,7 @@ def _plot_figure4(figure: Any, data: Sequence[Row]) -> None:
         axes.legend(fontsize="small")
 
 
-def _plot_pilot1(figure: Any, data: Sequence[Row]) -> None:
+def _plot_pilot1(figure: Any, data: Sequence[Numbers]) -> None:
     """Boxes from the 25th to the 75th percentile, whiskers from the 5th to the 95th."""
     methods = list(dict.fromkeys(row["method"] for row in data))
     titles = {"magnitude": "ΔM: relative change of length", "direction": "ΔD: cosine with the pretrained"}
@@ -161,7 +166,7 @@ def _plot_pilot1(figure: Any, data: Sequence[Row]) -> None:
         axes.legend(fontsize="small")
 
 
-def _plot_pilot2(figure: Any, data: Sequence[Row]) -> None:
+def _plot_pilot2(figure: Any, data: Sequence[Numbers]) -> None:
     tasks, heads = (list(dict.fromkeys(row[name] for row in data)) for name in ("task", "head"))
     axes = figure.subplots()
     for k, head in enumerate(heads):
@@ -174,7 +179,7 @@ def _plot_pilot2(figure: Any, data: Sequence[Row]) -> None:
     axes.legend(fontsize="small")
 
 
-def _plot_glue(figure: Any, data: Sequence[Row]) -> None:
+def _plot_glue(figure: Any, data: Sequence[Numbers]) -> None:
     from matplotlib.ticker import NullFormatter
 
     tasks = list(dict.fromkeys(row["task"] for row in data))
@@ -193,7 +198,7 @@ def _plot_glue(figure: Any, data: Sequence[Row]) -> None:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize="x-small")
 
 
-def _png(plot: Any, data: Sequence[Row]) -> bytes:
+def _png(plot: Any, data: Sequence[Numbers]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -210,6 +215,6 @@ FIGURES = {  # name → experiments, data, plot
     "pilot1": (("pilot1",), _pilot1, _plot_pilot1),
     "pilot2": (("pilot2",), _pilot2, _plot_pilot2),
     "glue": (("glue",), _glue, _plot_glue),
-    "figure1": (EXPERIMENTS, quality, plot_quality),
+    "figure1": (EXPERIMENTS, quality_data, plot_quality),
     "figure4": (("efficiency",), _figure4, _plot_figure4),
 }

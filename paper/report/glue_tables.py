@@ -1,6 +1,6 @@
-"""GLUE's tables: all methods, RoAd's recipes against LoRA's, and tasks scored together.
+"""GLUE's tables: all methods, the family of RoAd against that of LoRA, and tasks in shared batches.
 
-methods_table(rows_of("glue"))      # Markdown lines, a table for each scale, the largest first
+methods_table(rows)      # Markdown lines, a table for each scale, the largest first; rows of the experiment "glue"
 """
 
 from __future__ import annotations
@@ -8,29 +8,28 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from ..runs.recipes import choose, validations
+from ..ledger import LedgerRow
+from ..runs.families import choose_members, validation_scores
 from ..tuning.methods import FAMILIES
-from .markdown import DECIMALS, percent, spread, table, titled
+from .markdown import DECIMALS, markdown_table, percent, spread, titled
 from .scores import (
     COMPARED,
-    Paired,
-    Row,
+    PairedDifference,
     by_seed,
     chosen_runs,
     glue_groups,
-    group_scale,
     grouped,
-    label_of,
     mean_by_seed,
-    paired,
-    rates_of,
+    paired_difference,
     size_of,
 )
+from .wording import group_scale, label_of, rates_of
 
 DIFFERENCE = "mean difference over the seeds that both have, in square brackets its 95 % interval by resampling seeds"
 
 
-def methods_table(rows: Sequence[Row]) -> list[str]:
+def methods_table(rows: Sequence[LedgerRow]) -> list[str]:
+    """A line for each method; the last line compares RoAd1 with LoRA, if both have two seeds or more."""
     text = []
     for group, search in _largest_first(glue_groups(rows)):
         tasks = list(dict.fromkeys(row["recipe"]["task"] for row in group))
@@ -47,17 +46,17 @@ def methods_table(rows: Sequence[Row]) -> list[str]:
         if all(method in scores for method in COMPARED) and (line := _difference(scores, COMPARED)):
             lines.append(line)
             title += f"; last line: {DIFFERENCE}"
-        text += titled(title, table(["method", "trainable", *_columns(group), "mean"], lines))
+        text += titled(title, markdown_table(["method", "trainable", *_columns(group), "mean"], lines))
     return text
 
 
-def recipes_table(rows: Sequence[Row]) -> list[str]:
-    """The recipes of both families with their validation means, and the test scores of those chosen."""
+def families_table(rows: Sequence[LedgerRow]) -> list[str]:
+    """The members of both families with their validation means, and the test scores of those chosen."""
     text = []
     for group, search in _largest_first(glue_groups(rows)):
         tasks = list(dict.fromkeys(row["recipe"]["task"] for row in group))
-        validation = validations(search)
-        chosen = choose(validation, tasks)
+        validation = validation_scores(search)
+        chosen = choose_members(validation, tasks)
         if chosen.keys() != FAMILIES.keys():
             continue
         runs = chosen_runs(group, search)
@@ -75,12 +74,12 @@ def recipes_table(rows: Sequence[Row]) -> list[str]:
         if line := _difference(scores, tuple(chosen.values())):
             lines.append([*line[:2], "–", *line[2:]])
             title += f"; last line: {DIFFERENCE}"
-        text += titled(title, table(["recipe", "trainable", "validation", *_columns(group), "mean"], lines))
+        text += titled(title, markdown_table(["recipe", "trainable", "validation", *_columns(group), "mean"], lines))
     return text
 
 
-def together_table(rows: Sequence[Row]) -> list[str]:
-    """Every run in shared batches, and the same runs alone."""
+def shared_batches_table(rows: Sequence[LedgerRow]) -> list[str]:
+    """The scores of tasks in shared batches, and of the same adapters task by task."""
     text = []
     for group in grouped(rows, "method", "task", "learning_rate", "epochs", "batch_size").values():
         widest = max(len(row["recipe"]["task"]) for row in group)
@@ -94,15 +93,17 @@ def together_table(rows: Sequence[Row]) -> list[str]:
             for row in group
             for key, name in (("test", "shared batches"), ("apart", "task by task"))
         ]
-        text += titled(group_scale(group), table(["run", *tasks], lines))
+        text += titled(group_scale(group), markdown_table(["run", *tasks], lines))
     return text
 
 
-def _largest_first(groups: list[tuple[list[Row], list[Row]]]) -> list[tuple[list[Row], list[Row]]]:
+def _largest_first(
+    groups: list[tuple[list[LedgerRow], list[LedgerRow]]],
+) -> list[tuple[list[LedgerRow], list[LedgerRow]]]:
     return sorted(groups, key=lambda pair: size_of(pair[0]), reverse=True)
 
 
-def _columns(group: Sequence[Row]) -> list[str]:
+def _columns(group: Sequence[LedgerRow]) -> list[str]:
     """ "sst2 (accuracy)", for every task of GLUE."""
     return [
         f"{task} ({metric})"
@@ -110,21 +111,21 @@ def _columns(group: Sequence[Row]) -> list[str]:
     ]
 
 
-def _trainable(rows: Sequence[Row], method: str) -> str:
+def _trainable(rows: Sequence[LedgerRow], method: str) -> str:
     return f"{next(row['metrics']['trainable'] for row in rows if row['recipe']['method'] == method):,}"
 
 
 def _mean_of(scores: Mapping[str, Mapping[int, float]]) -> str:
-    """The mean over tasks, where all of them have runs."""
+    """The mean over tasks, if all of them have runs."""
     means = [statistics.fmean(own.values()) for own in scores.values() if own]
     return percent(statistics.fmean(means) if means and len(means) == len(scores) else None)
 
 
 def _difference(scores: Mapping[str, Mapping[str, dict[int, float]]], methods: tuple[str, ...]) -> list[str]:
-    """A line of one method less the other, task by task and of the mean; none where no task has two shared seeds."""
+    """A line of one method minus the other, of each task and of the mean; empty if no task has two seeds of both."""
     one, other = (scores[method] for method in methods)
-    found = [paired(one[task], other[task]) for task in one]
-    found.append(paired(mean_by_seed(one.values()), mean_by_seed(other.values())))
+    found = [paired_difference(one[task], other[task]) for task in one]
+    found.append(paired_difference(mean_by_seed(one.values()), mean_by_seed(other.values())))
     seeds = {difference.seeds for difference in found if difference}
     if not seeds:
         return []
@@ -132,7 +133,7 @@ def _difference(scores: Mapping[str, Mapping[str, dict[int, float]]], methods: t
     return [f"{' − '.join(map(label_of, methods))}, {told} seeds", "–", *map(_interval, found)]
 
 
-def _interval(found: Paired | None) -> str:
+def _interval(found: PairedDifference | None) -> str:
     if found is None:
         return "–"
     mean, low, high = (f"{100 * value:+.{DECIMALS}f}" for value in found[:3])

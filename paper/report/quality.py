@@ -1,6 +1,7 @@
 """Figure 1: quality against trainable parameters, a panel for each group of tasks, at the largest scale that was run.
 
-data = quality(ledger.rows()); plot_quality(figure, data)
+data = quality_data(ledger.rows())
+plot_quality(figure, data)
 """
 
 from __future__ import annotations
@@ -12,29 +13,20 @@ from typing import Any
 
 from roadkit.analysis.figures import COLOURS
 
+from ..ledger import LedgerRow
 from ..runs.reasoning import SEARCH
 from ..tuning.methods import METHODS
-from .scores import (
-    Row,
-    by_seed,
-    chosen_runs,
-    glue_groups,
-    group_scale,
-    label_of,
-    mean_by_seed,
-    size_of,
-    suite_groups,
-    suite_rates,
-)
+from .scores import by_seed, chosen_runs, glue_groups, mean_by_seed, size_of, suite_groups, suite_rates
+from .wording import group_scale, label_of
 
 TITLES = {"glue": "GLUE", "commonsense": "commonsense", "arithmetic": "arithmetic"}
 EXPERIMENTS = tuple(name + part for name in TITLES for part in ("", SEARCH))
-MARKERS = "osD^vPX*<>phd8H1234"  # no two methods share one: readable without colours too
+MARKERS = "osD^vPX*<>phd8H1234"  # each method has its own, so that the figure can be read without colours
 DASHES = {"base": "--", "head": ":"}  # methods without parameters
 
 
-def panels(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:
-    """Experiment, its rows at the largest scale, and those that chose their learning rates; for each that has rows."""
+def quality_panels(rows: Sequence[LedgerRow]) -> list[tuple[str, list[LedgerRow], list[LedgerRow]]]:
+    """(Experiment, its runs at the largest scale, the search that chose their learning rates), if it has runs."""
     found = []
     for name in TITLES:
         own = [row for row in rows if row["recipe"].get("experiment") in (name, name + SEARCH)]
@@ -43,14 +35,14 @@ def panels(rows: Sequence[Row]) -> list[tuple[str, list[Row], list[Row]]]:
     return found
 
 
-def quality(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """A row for each method and panel: the mean over tasks, and its deviation where there are several seeds.
+def quality_data(rows: Sequence[LedgerRow]) -> list[dict[str, Any]]:
+    """A row for each method and panel: the mean over the tasks that every method has.
 
-    GLUE's mean is over the tasks that every method has.
+    If there are several seeds it has their deviation too.
     """
     data = []
-    for name, group, search in panels(rows):
-        scores = _glue(group, search) if name == "glue" else _reasoning(group, search)
+    for name, group, search in quality_panels(rows):
+        scores = _glue(group, search) if name == "glue" else _suite(group, search)
         scores = {method: found for method, found in scores.items() if any(found.values())}
         tasks = [task for task in _tasks(scores) if all(found.get(task) for found in scores.values())]
         scale = group_scale(group)
@@ -68,8 +60,8 @@ def quality(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return data
 
 
-def plot_quality(figure: Any, data: Sequence[Row]) -> None:
-    """Methods without parameters (heads not counted) are horizontal lines."""
+def plot_quality(figure: Any, data: Sequence[dict[str, Any]]) -> None:
+    """Draw a panel for each experiment. Methods without parameters (heads not counted) are horizontal lines."""
     from matplotlib.ticker import NullFormatter
 
     figure.suptitle(None)  # each panel has a scale of its own
@@ -107,7 +99,7 @@ def plot_quality(figure: Any, data: Sequence[Row]) -> None:
 
 
 def _zoom(axes: Any, counts: Sequence[int]) -> None:
-    """Half a decade beside the outermost points, and no fewer than ten points of score, so that noise looks like noise."""
+    """Axes with half a decade beside the outermost points, and at least ten points of score, so that noise looks small."""
     if counts:
         axes.set_xlim(min(counts) / 3, max(counts) * 3)
     else:
@@ -122,15 +114,15 @@ def _zoom(axes: Any, counts: Sequence[int]) -> None:
 Scores = dict[str, dict[str, dict[int, float]]]  # method → task → seed → score
 
 
-def _glue(group: Sequence[Row], search: Sequence[Row]) -> Scores:
+def _glue(group: Sequence[LedgerRow], search: Sequence[LedgerRow]) -> Scores:
     return {
         method: {task: by_seed(kept) for task, (kept, _) in tasks.items()}
         for method, tasks in chosen_runs(group, search).items()
     }
 
 
-def _reasoning(group: Sequence[Row], search: Sequence[Row]) -> Scores:
-    """Of a method that ran with several learning rates, the runs with the one that counts."""
+def _suite(group: Sequence[LedgerRow], search: Sequence[LedgerRow]) -> Scores:
+    """If a method ran with several learning rates, only the runs with the one that counts."""
     scores: Scores = {}
     rates = suite_rates(group, search)
     for row in group:
@@ -145,5 +137,5 @@ def _tasks(scores: Scores) -> list[str]:
 
 
 def _ordered(methods: set[str]) -> list[str]:
-    """As in METHODS, so that each looks the same in every panel and edition; others last."""
+    """Methods in the order of METHODS, so that each looks the same in every panel and edition; others last."""
     return [*(name for name in METHODS if name in methods), *sorted(methods - METHODS.keys())]

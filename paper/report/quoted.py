@@ -1,7 +1,7 @@
-"""The paper's own numbers, from arXiv 2409.00119v2 (quoted.json): quoted beside ours, never mixed with them.
+"""The paper's own numbers, from arXiv 2409.00119v2 (quoted.json). They stand beside ours and are never mixed with them.
 
-quoted("glue")                          # table 2 as Markdown lines; rows that nobody reran say so
-average("glue", "road_1")               # ("RoBERTa-base", 85.6), of the smallest model
+quoted_table("glue")                    # table 2 as Markdown lines; rows that nobody reran say so
+quoted_average("glue", "road_1")        # ("RoBERTa-base", 85.6), of the smallest model
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-# the paper's names → ours; what is missing here is quoted and cannot be rerun with roadkit
+# the paper's names → ours; a method that is missing here is quoted, and cannot be rerun with roadkit
 RERUN = {
     "Full FT": "full",
     "LoRA": "lora",
@@ -32,9 +32,9 @@ RERUN = {
     "RoAd4": "road_4",
     "RoAd1 + LoRA": "road_1+lora",
 }
-ABSENT = {("glue", "loreft")}  # methods that an experiment lacks
+ABSENT = {("glue", "loreft")}  # (experiment, method) that we do not have
 OF_LLMS = {"lora": "lora_32", "dora": "dora_32"}
-AS_LARGE = {  # experiment → our method of the size that the paper's has there
+AS_LARGE = {  # experiment → method → our variant that is as large as the paper's there
     "glue": {"lora": "lora_qv"},
     "commonsense": OF_LLMS,
     "arithmetic": OF_LLMS,
@@ -49,39 +49,39 @@ def _paper() -> Mapping[str, Any]:
     return json.loads(files("paper").joinpath("report/quoted.json").read_text(encoding="utf-8"))
 
 
-def source(experiment: str) -> str:
+def quoted_source(experiment: str) -> str:
     """ "arXiv 2409.00119v2, table 2"."""
     return f"{_paper()['source']}, table {_paper()[experiment]['table']}"
 
 
-def experiments() -> tuple[str, ...]:
-    """Those of which the paper has a table."""
+def quoted_experiments() -> tuple[str, ...]:
+    """The experiments of which the paper has a table."""
     return tuple(name for name in _paper() if name != "source")
 
 
-def average(experiment: str, method: str) -> tuple[str, float] | None:
-    """The paper's smallest model of a table, and the average there of one of our methods."""
+def quoted_average(experiment: str, method: str) -> tuple[str, float] | None:
+    """The smallest model of the paper's table, and its average with one of our methods; None if the paper has none."""
     rows = _paper()[experiment]["rows"] if experiment in _paper() else []
     found = [row for row in rows if RERUN.get(row["method"]) == method and row["average"] is not None]
     return (found[0]["model"], found[0]["average"]) if found else None
 
 
-def quoted(experiment: str) -> list[str]:
-    """The paper's table as Markdown: model, method, trainable percent, scores, average, and whether `paper` reruns it."""
-    table = _paper()[experiment]
-    averaged = any(row["average"] is not None for row in table["rows"])
-    header = ["model", "method", "trainable, %", *table["columns"], *(["average"] if averaged else [])]
+def quoted_table(experiment: str) -> list[str]:
+    """The paper's table as Markdown: model, method, trainable percent, scores, average, and our method that reruns it."""
+    quoted = _paper()[experiment]
+    averaged = any(row["average"] is not None for row in quoted["rows"])
+    header = ["model", "method", "trainable, %", *quoted["columns"], *(["average"] if averaged else [])]
     header += [] if experiment in BENCHED else ["`--methods`"]
     lines = [header, [":--", ":--", *["--:"] * (len(header) - 3), "--:" if experiment in BENCHED else ":--"]]
-    digits = max(_digits(number) for row in table["rows"] for number in row["scores"])
-    for row in table["rows"]:
+    digits = max(_digits(number) for row in quoted["rows"] for number in row["scores"])
+    for row in quoted["rows"]:
         name, large = RERUN.get(row["method"]), AS_LARGE.get(experiment, {})
         rerun = f"`{large.get(name, name)}`" if name and (experiment, name) not in ABSENT else "quoted, not rerun"
         numbers = [*row["scores"], *([row["average"]] if averaged else [])]
         cells = ["–" if number is None else f"{number:.{digits}f}" for number in numbers]
         percent = "–" if row["percent"] is None else f"{row['percent']:g}"
         lines.append([row["model"], row["method"], percent, *cells, *([] if experiment in BENCHED else [rerun])])
-    return [f"*quoted from {source(experiment)}*", "", *(f"| {' | '.join(cells)} |" for cells in lines), ""]
+    return [f"*quoted from {quoted_source(experiment)}*", "", *(f"| {' | '.join(cells)} |" for cells in lines), ""]
 
 
 def _digits(number: float | None) -> int:

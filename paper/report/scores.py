@@ -1,7 +1,8 @@
-"""Which ledger rows count: runs of one scale together, the learning rate that was chosen, differences seed by seed.
+"""Which ledger rows count: runs of one scale, at the learning rate that was chosen. And differences seed by seed.
 
-for group, search in glue_groups(rows): kept, tried = chosen(group, search)      # of one task and method
-paired({0: 0.8, 1: 0.9}, {0: 0.7, 1: 0.6})                                       # 0.2, from 0.1 to 0.3
+for group, search in glue_groups(rows):
+    chosen_runs(group, search)["road_1"]["rte"]                # the runs that count, and how many rates were tried
+paired_difference({0: 0.8, 1: 0.9}, {0: 0.7, 1: 0.6})          # 0.2, from 0.1 to 0.3
 """
 
 from __future__ import annotations
@@ -13,23 +14,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..ledger import given
-from ..runs import multimodal
-from ..runs.glue import best
+from ..ledger import LedgerRow, best_row, switched_on
 from ..runs.reasoning import SEARCH
-from ..tuning import decoders
-from ..tuning.methods import KNOWN
 
-Row = Mapping[str, Any]
 GLUE_RUN = ("task", "method", "learning_rate")  # what tells apart the runs of one scale
 SUITE_RUN = ("method", "learning_rate")
 RESAMPLES = 10_000
-COMPARED = ("road_1", "lora")  # wherever two methods stand for all
-LABELS = decoders.LABELS | multimodal.LABELS | {name: method.label for name, method in KNOWN.items()}
+COMPARED = ("road_1", "lora")  # the two methods that tables compare directly
 
 
-class Paired(NamedTuple):
-    """The mean difference, its 95 % interval, and over how many seeds."""
+class PairedDifference(NamedTuple):
+    """The mean difference of two methods, its 95 % interval, and the number of seeds."""
 
     mean: float
     low: float
@@ -37,61 +32,18 @@ class Paired(NamedTuple):
     seeds: int
 
 
-def label_of(method: str) -> str:
-    """A method's name in tables and figures."""
-    return LABELS.get(method, method)
-
-
-def scale_of(recipe: Mapping[str, Any], seeds: int) -> str:
-    """ "small: minilm, 200 training rows, 3 epochs, 1 seed"."""
-    own_rate = "" if recipe.get("head_learning_rate") else ", classifier at the method's learning rate"
-    parts = {
-        "model": str(recipe.get("model")),
-        "rows": f"{recipe.get('rows')} training rows",
-        "epochs": _told_epochs(recipe),
-        "test": f"up to {recipe.get('test')} test rows",
-        "questions": f"{recipe.get('questions')} questions a task",
-        "bf16": "16-bit arithmetic",
-        "head_learning_rate": f"classifier at {recipe.get('head_learning_rate')}",
-        "frozen_pooler": f"pooler frozen{own_rate}",
-        "every_epoch": "the epoch that is best on these questions",
-    }
-    told = [part for name, part in parts.items() if recipe.get(name)] + [f"{seeds} seed{'s' * (seeds != 1)}"]
-    return f"{recipe['scale']}: {', '.join(told)}"
-
-
-def group_scale(group: Sequence[Row]) -> str:
-    """`scale_of` of runs that belong together."""
-    return scale_of(group[0]["recipe"], len({row["seed"] for row in group}))
-
-
-def _told_epochs(recipe: Mapping[str, Any]) -> str:
-    if recipe.get("preset"):
-        return "the paper's settings of each task"
-    return "10 or 20 epochs, batches of 16 or 32" if recipe.get("grid") else _epochs(recipe.get("epochs"))
-
-
-def rates_of(recipe: Mapping[str, Any]) -> str:
-    """What the numbers in brackets count, and the runs they were counted in."""
-    if recipe.get("grid"):
-        return "in brackets how many settings (learning rate, epochs, batch size) were tried"
-    if recipe.get("search_epochs") is None:
-        return "in brackets how many learning rates were tried"
-    return f"learning rates chosen in runs of {_epochs(recipe['search_epochs'])}, in brackets how many were tried"
-
-
-def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
-    """Rows whose recipes agree in everything but `names`, in the order in which they came."""
-    groups: dict[tuple, list[Row]] = {}
+def grouped(rows: Iterable[LedgerRow], *names: str) -> dict[tuple, list[LedgerRow]]:
+    """Groups of rows whose setups agree in everything but `names`, in the order in which they came."""
+    groups: dict[tuple, list[LedgerRow]] = {}
     for row in rows:
         groups.setdefault(_key(row["recipe"], *names), []).append(row)
     return groups
 
 
-def glue_groups(rows: Iterable[Row]) -> list[tuple[list[Row], list[Row]]]:
-    """The runs of each scale, and the runs that chose their learning rates: shorter ones, or themselves.
+def glue_groups(rows: Iterable[LedgerRow]) -> list[tuple[list[LedgerRow], list[LedgerRow]]]:
+    """(Runs, search) of each scale. The search chose the runs' learning rates; it is shorter runs, or the runs themselves.
 
-    A group that only chose the rates of another is none of its own.
+    Runs that only chose the rates of others are no scale of their own.
     """
     groups = grouped(rows, *GLUE_RUN)
     searches = {key: _search_key(group[0]["recipe"]) for key, group in groups.items()}
@@ -103,32 +55,34 @@ def glue_groups(rows: Iterable[Row]) -> list[tuple[list[Row], list[Row]]]:
     return [(group, groups.get(searches[key], [])) for key, group in groups.items() if key not in only]
 
 
-def suite_groups(rows: Sequence[Row]) -> list[tuple[list[Row], list[Row]]]:
-    """The runs of each scale of a suite of `reasoning`, and those that chose their learning rates: the largest search that
-    differs in its rows and questions alone."""
+def suite_groups(rows: Sequence[LedgerRow]) -> list[tuple[list[LedgerRow], list[LedgerRow]]]:
+    """(Runs, search) of each scale of a suite. The search chose the runs' learning rates.
+
+    If there are several it is the largest. A search may differ from the runs in its rows, questions and tasks alone.
+    """
     apart = (*SUITE_RUN, "experiment", "rows", "questions", "tasks", "every_epoch")
     short, runs = (
         list(grouped((row for row in rows if is_search(row) == wanted), *SUITE_RUN).values())
         for wanted in (True, False)
     )
 
-    def search_of(group: Sequence[Row]) -> list[Row]:
+    def search_of(group: Sequence[LedgerRow]) -> list[LedgerRow]:
         wanted = _key(group[0]["recipe"], *apart)
         return max((found for found in short if _key(found[0]["recipe"], *apart) == wanted), key=size_of, default=[])
 
     return [(group, search_of(group)) for group in runs]
 
 
-def suite_choices(search: Sequence[Row]) -> dict[str, float]:
+def suite_choices(search: Sequence[LedgerRow]) -> dict[str, float]:
     """Method → the learning rate that its search chose."""
-    tried: dict[str, list[Row]] = {}
+    tried: dict[str, list[LedgerRow]] = {}
     for row in search:
         tried.setdefault(row["recipe"]["method"], []).append(row)
-    return {method: best(rows)["recipe"]["learning_rate"] for method, rows in tried.items()}
+    return {method: best_row(rows)["recipe"]["learning_rate"] for method, rows in tried.items()}
 
 
-def suite_rates(group: Sequence[Row], search: Sequence[Row]) -> dict[str, float]:
-    """Method → the learning rate that counts: the search's choice where it has run, else the first that ran."""
+def suite_rates(group: Sequence[LedgerRow], search: Sequence[LedgerRow]) -> dict[str, float]:
+    """Method → the learning rate that counts: the search's choice; if no run has that, the rate of the first run."""
     ran: dict[str, list[float]] = {}
     for row in group:
         ran.setdefault(row["recipe"]["method"], []).append(row["recipe"]["learning_rate"])
@@ -136,62 +90,58 @@ def suite_rates(group: Sequence[Row], search: Sequence[Row]) -> dict[str, float]
     return {method: chosen[method] if chosen.get(method) in rates else rates[0] for method, rates in ran.items()}
 
 
-def is_search(row: Row) -> bool:
-    """Whether it only helped to choose a suite's learning rate."""
+def is_search(row: LedgerRow) -> bool:
+    """Whether the run only helped to choose a suite's learning rate."""
     return row["recipe"].get("experiment", "").endswith(SEARCH)
 
 
-def size_of(group: Sequence[Row]) -> tuple[float, int]:
-    """How much a scale's runs say: by training rows, None being all; among equals by the number of runs."""
+def size_of(group: Sequence[LedgerRow]) -> tuple[float, int]:
+    """What scales are sorted by: their training rows (None is all rows), then their number of runs."""
     rows = group[0]["recipe"].get("rows")
     return math.inf if rows is None else rows, len(group)
 
 
-def chosen(rows: Sequence[Row], search: Sequence[Row]) -> tuple[dict[int, Row], int]:
-    """Seed → its run at the rate that the search's validation scores choose; and how many rates the search tried.
+def chosen_runs(
+    group: Sequence[LedgerRow], search: Sequence[LedgerRow]
+) -> dict[str, dict[str, tuple[dict[int, LedgerRow], int]]]:
+    """Method → task → (seed → its run at the chosen rate, number of rates tried), in the order in which they ran.
 
-    Where the search is not in the ledger the rows' own first seed chooses, and 0 rates are known.
+    The search's validation scores choose. If the ledger lacks the search, the first seed's own scores choose, and 0 rates
+    are known to have been tried.
     """
-    tried = [row for row in search if row["seed"] == 0]
-    first = tried or [row for row in rows if row["seed"] == 0]
-    if not first:
-        return {}, 0
-    wanted = _setting(best(first))
-    newest = {row["seed"]: row for row in rows if _setting(row) == wanted}
-    return newest, len({_setting(row) for row in tried})
-
-
-def chosen_runs(group: Sequence[Row], search: Sequence[Row]) -> dict[str, dict[str, tuple[dict[int, Row], int]]]:
-    """Method → task → what `chosen` says, in the order in which they ran; both of GLUE."""
-    found: dict[str, dict[str, tuple[dict[int, Row], int]]] = {}
-    for method, task in dict.fromkeys(map(_of, group)):
-        runs = ([row for row in rows if _of(row) == (method, task)] for rows in (group, search))
-        found.setdefault(method, {})[task] = chosen(*runs)
+    found: dict[str, dict[str, tuple[dict[int, LedgerRow], int]]] = {}
+    for method, task in dict.fromkeys(map(_method_and_task, group)):
+        runs, tried = ([row for row in rows if _method_and_task(row) == (method, task)] for rows in (group, search))
+        found.setdefault(method, {})[task] = _chosen(runs, tried)
     return found
 
 
-def by_seed(kept: Mapping[int, Row]) -> dict[int, float]:
-    """Seed → test score."""
+def _chosen(runs: Sequence[LedgerRow], search: Sequence[LedgerRow]) -> tuple[dict[int, LedgerRow], int]:
+    tried = [row for row in search if row["seed"] == 0]
+    first = tried or [row for row in runs if row["seed"] == 0]
+    if not first:
+        return {}, 0
+    wanted = _searched(best_row(first))
+    newest = {row["seed"]: row for row in runs if _searched(row) == wanted}
+    return newest, len({_searched(row) for row in tried})
+
+
+def by_seed(kept: Mapping[int, LedgerRow]) -> dict[int, float]:
+    """Seed → the test score of its run."""
     return {seed: row["metrics"]["test"] for seed, row in kept.items()}
 
 
-def machine_of(row: Row) -> str:
-    """ "2 x86_64 cores, no GPU"."""
-    found = row["machine"]
-    return f"{found['cpus']} {found['architecture']} cores, {found['accelerator'] or 'no GPU'}"
-
-
 def mean_by_seed(scores: Iterable[Mapping[int, float]]) -> dict[int, float]:
-    """The mean over tasks of every seed that all of them have."""
+    """Seed → the mean over tasks, for every seed that all tasks have."""
     tasks = list(scores)
     shared = set.intersection(*(set(task) for task in tasks)) if tasks else set()
     return {seed: statistics.fmean(task[seed] for task in tasks) for seed in sorted(shared)}
 
 
-def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Paired | None:
-    """one − other over the seeds that both have; None where these are fewer than two.
+def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> PairedDifference | None:
+    """one − other over the seeds that both have; None if these are fewer than two.
 
-    The interval holds the middle 95 % of the means of `RESAMPLES` draws, with replacement, of as many seeds.
+    The interval holds the middle 95 % of `RESAMPLES` means, each over as many seeds drawn with replacement.
     """
     differences = np.array([one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())])
     count = len(differences)
@@ -199,30 +149,26 @@ def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Paired | Non
         return None
     drawn = np.random.RandomState(0).randint(count, size=(RESAMPLES, count))  # its numbers are the same in any numpy
     low, high = np.quantile(differences[drawn].mean(axis=1), (0.025, 0.975))
-    return Paired(float(differences.mean()), float(low), float(high), count)
+    return PairedDifference(float(differences.mean()), float(low), float(high), count)
 
 
-def _setting(row: Row) -> tuple:
-    """What a search chooses: the learning rate, in a grid also epochs and batch size."""
-    recipe = row["recipe"]
-    return tuple(recipe[name] for name in ("learning_rate", *(("epochs", "batch_size") if recipe.get("grid") else ())))
+def _searched(row: LedgerRow) -> tuple:
+    """The settings that a search chooses: the learning rate, in a grid also epochs and batch size."""
+    setup = row["recipe"]
+    return tuple(setup[name] for name in ("learning_rate", *(("epochs", "batch_size") if setup.get("grid") else ())))
 
 
-def _of(row: Row) -> tuple[str, str]:
+def _method_and_task(row: LedgerRow) -> tuple[str, str]:
     return row["recipe"]["method"], row["recipe"]["task"]
 
 
-def _epochs(count: Any) -> str:
-    return f"{count} epoch{'s' * (count != 1)}"
-
-
-def _key(recipe: Mapping[str, Any], *without: str) -> tuple:
-    if recipe.get("preset") or recipe.get("grid"):  # settings of each task's own
+def _key(setup: Mapping[str, Any], *without: str) -> tuple:
+    if setup.get("preset") or setup.get("grid"):  # each task has epochs and batch size of its own
         without = (*without, "epochs", "batch_size")
-    return tuple(sorted((name, str(value)) for name, value in given(recipe).items() if name not in without))
+    return tuple(sorted((name, str(value)) for name, value in switched_on(setup).items() if name not in without))
 
 
-def _search_key(recipe: Mapping[str, Any]) -> tuple:
-    epochs = recipe.get("search_epochs")
+def _search_key(setup: Mapping[str, Any]) -> tuple:
+    epochs = setup.get("search_epochs")
     changes = {} if epochs is None else {"epochs": epochs, "search_epochs": None}
-    return _key({**recipe, **changes}, *GLUE_RUN)
+    return _key({**setup, **changes}, *GLUE_RUN)

@@ -1,40 +1,38 @@
 """The composition experiment (RoAd §4.3): tasks trained into disjoint subspaces of one block, then used apart and together.
 
-    run(Settings(rows=64), Path("results/composition"), data=Path("../shared/data"))
+    run_composition(CompositionSettings(rows=64), Path("results/composition"), data=None)
 
-Every arm is one training run: RoAd with a subspace for each task (two, three, four), LoReFT of rank 8 the same way, and
-whole RoAd interventions trained alone, whose product is a further arm. Measured under every condition (base, each task's
-subspace, all): the held-out loss of each task, and the language of greedy answers to questions of our own.
+Every arm is one training run: RoAd with a subspace for each of two, three or four tasks; LoReFT of rank 8 in the same way;
+and whole RoAd interventions, each trained alone, whose product is a further arm. Two things are measured under every condition
+(the base, each task's subspace, all of them): the held-out loss of each task, and the language of greedy answers to questions
+of our own.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from roadkit import models
 from roadkit.errors import RecipeError
-from roadkit.intervene import Intervention, Positions, Subspace, intervened, site
+from roadkit.intervene import Intervention, Positions, Subspace, site
 from roadkit.intervene.sites import blocks, hidden_size
-from roadkit.intervene.training import TaskRow, answer_losses, edited, train, train_edits
+from roadkit.intervene.training import TaskRow, answer_losses, train, train_edits
 
+from ..data import check_rows
 from ..ledger import Ledger
-from ..tuning.generation import greedy
+from ..tuning.generation import answer_batch
 from ..tuning.loreft import LoreftEdit
-from ..tuning.tasks import FULL, SMALL, TEMPLATE, load_task
-from .jobs import cpu_seconds
-
-log = logging.getLogger("roadkit.experiments")
+from .acting import Acting, acting_edit, acting_product, acting_subspaces
+from .composition_tasks import TASK_ROWS, TEMPLATE, load_task
+from .jobs import cpu_seconds, log
 
 LAST = Positions(last=1)
 QUESTIONS = (
@@ -48,12 +46,12 @@ QUESTIONS = (
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What all arms share. The defaults are the paper's where it says (5 epochs, batch 8, middle block, last token)."""
+class CompositionSettings:
+    """What all arms share. As in the paper: 5 epochs, batches of 8, the middle block (its 16th of 32), the last token."""
 
     model: str = "smollm2"
     scale: str = "small"
-    layer: int | None = None  # None: the middle block, the paper's 16th of 32
+    layer: int | None = None  # None: the middle block
     group_size: int = 64
     rows: int = 64
     held_out: int = 48
@@ -67,7 +65,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Arm:
-    """One training run. `whole`: no subspaces, for the product of two."""
+    """One training run. `whole`: its task has no subspace but all of the block, and takes part in a product."""
 
     name: str
     method: str
@@ -84,14 +82,22 @@ ARMS = (
     Arm("road, 3 subspaces", "road", ("german", "instruct", "arithmetic")),
     Arm("road, 4 subspaces", "road", ("german", "instruct", "arithmetic", "sentiment")),
 )
-Acting = Callable[[Sequence[str], Sequence[int] | None], AbstractContextManager]  # (tasks that act, num_prompt)
 
 
-def run(
-    settings: Settings,
+@dataclass(frozen=True)
+class TrainedArm:
+    """How an arm's tasks act, how many parameters they have, and the losses of training; a product has none."""
+
+    acting: Acting
+    trainable: int
+    losses: Sequence[float] = ()
+
+
+def run_composition(
+    settings: CompositionSettings,
     folder: Path,
     *,
-    data: Path = Path("."),
+    data: Path | None,
     seed: int = 0,
     budget: float | None = None,
     arms: Sequence[Arm] = ARMS,
@@ -99,44 +105,37 @@ def run(
 ) -> Ledger:
     """Train and measure every arm that the ledger does not hold yet; rows go to `folder`/ledger.jsonl.
 
-    budget  processor minutes of this process; an arm that the finished ones show not to fit is left for the next call
+    data     the folder of `read_rows`
+    budget   processor minutes of this process; an arm is left for the next call if the finished ones show that it would
+             not fit
     """
     ledger = Ledger(folder / "ledger.jsonl")
-    sources = SMALL if settings.scale == "small" else FULL
-    arms = [arm for arm in arms if set(arm.tasks) <= set(sources)]
-    pending = [arm for arm in arms if ledger.find(recipe_of(settings, arm), seed=seed) is None]
+    arms = [arm for arm in arms if set(arm.tasks) <= set(TASK_ROWS[settings.scale])]
+    pending = [arm for arm in arms if ledger.find(composition_setup(settings, arm), seed=seed) is None]
     if not pending:
         progress("every arm is in the ledger")
         return ledger
-    model = models.load_causal(settings.model, device=models.best_device())
-    tokenizer = models.load_tokenizer(settings.model)
-    names = dict.fromkeys(task for arm in arms for task in arm.tasks)
-    rows = {
-        name: load_task(
-            name, sources[name], data, tokenizer, model=settings.model, rows=settings.rows, seed=seed,
-            held_out=settings.held_out, max_length=settings.max_length,
-        )
-        for name in names
-    }  # fmt: skip
-    plain: dict[str, Any] = {}  # what the base model does is the same for every arm
+    tasks = dict.fromkeys(task for arm in arms for task in arm.tasks)
+    check_rows(data, *(name for task in tasks for name in TASK_ROWS[settings.scale][task]))
+    runner = _ArmRunner(settings, folder, data, tasks, seed, progress)
     spent: list[tuple[float, int]] = []  # (processor seconds, tasks) of the arms trained in this call
     for arm in pending:
-        expected = max((seconds / tasks for seconds, tasks in spent), default=0.0) * len(arm.tasks)
+        expected = max((seconds / count for seconds, count in spent), default=0.0) * len(arm.tasks)
         if budget is not None and cpu_seconds() + expected > 60 * budget:
             progress(f"{arm.name}: left out, {expected:.0f} s would exceed the budget of {budget:g} minutes")
             continue
         start, clock = cpu_seconds(), time.perf_counter()
-        metrics = _run_arm(arm, settings, folder, model, tokenizer, rows, seed, plain, progress)
+        metrics = runner.run(arm)
         seconds = cpu_seconds() - start
-        ledger.append(recipe_of(settings, arm), seed=seed, metrics=metrics, seconds=seconds)
+        ledger.append(composition_setup(settings, arm), seed=seed, metrics=metrics, seconds=seconds)
         if arm.method != "product":
             spent.append((seconds, len(arm.tasks)))
         progress(f"{arm.name}: {seconds:.0f} s of processor time, {time.perf_counter() - clock:.0f} s passed")
     return ledger
 
 
-def recipe_of(settings: Settings, arm: Arm) -> dict[str, Any]:
-    """What identifies a run in the ledger."""
+def composition_setup(settings: CompositionSettings, arm: Arm) -> dict[str, Any]:
+    """What identifies a run in the ledger, beside its seed."""
     return {
         "experiment": "composition",
         **dataclasses.asdict(settings),
@@ -144,127 +143,140 @@ def recipe_of(settings: Settings, arm: Arm) -> dict[str, Any]:
     }
 
 
-def _run_arm(
-    arm: Arm, settings: Settings, folder: Path, model: Any, tokenizer: Any, rows, seed: int, plain: dict, progress
-) -> dict:
-    layer = (len(blocks(model)) // 2 if settings.layer is None else settings.layer) - 1
-    name, width = site(model, layer), hidden_size(model)
-    torch.manual_seed(seed)
-    losses: Sequence[float] = []
-    if arm.method == "product":
-        parts = []
+class _ArmRunner:
+    """Trains and measures arms on one base model; what the base alone does is measured once for all of them."""
+
+    def __init__(
+        self,
+        settings: CompositionSettings,
+        folder: Path,
+        data: Path | None,
+        tasks: Iterable[str],
+        seed: int,
+        progress: Callable[[str], None],
+    ):
+        self.settings, self.folder, self.seed, self.progress = settings, folder, seed, progress
+        self.language_of = _language_classifier()  # first, so that what is not installed stops a run before it trains
+        self.model: Any = models.load_causal(settings.model, device=models.best_device())
+        self.tokenizer = models.load_tokenizer(settings.model)
+        self.rows = {
+            task: load_task(
+                task, data, self.tokenizer, scale=settings.scale, model=settings.model, rows=settings.rows,
+                held_out=settings.held_out, max_length=settings.max_length, seed=seed,
+            )
+            for task in tasks
+        }  # fmt: skip
+        self.width = hidden_size(self.model)
+        self.site = site(self.model, (len(blocks(self.model)) // 2 if settings.layer is None else settings.layer) - 1)
+        self._base_losses: dict[str, float] = {}
+        self._base_answers: list[dict[str, str]] = []
+
+    def run(self, arm: Arm) -> dict[str, Any]:
+        """The arm's metrics, under each condition: the base, each task alone, all tasks."""
+        torch.manual_seed(self.seed)
+        if arm.method == "product":
+            trained = self._product(arm)
+        elif arm.method == "loreft":
+            trained = self._train_loreft(arm)
+        else:
+            trained = self._train_road(arm)
+        conditions: dict[str, Sequence[str]] = {"base": (), **{task: (task,) for task in arm.tasks}}
+        if len(arm.tasks) > 1:
+            conditions["+".join(arm.tasks)] = arm.tasks
+        losses = trained.losses
+        return {
+            "trainable": trained.trainable,
+            "train_loss": {"first": _mean(losses[:10]), "last": _mean(losses[-10:])} if losses else None,
+            "held_out_loss": {
+                condition: {task: self._held_out_loss(task, trained.acting, active) for task in arm.tasks}
+                for condition, active in conditions.items()
+            },
+            "answers": {condition: self._answers(trained.acting, active) for condition, active in conditions.items()},
+        }
+
+    def _product(self, arm: Arm) -> TrainedArm:
+        """The whole interventions of other arms, one after the other."""
+        wholes = {}
         for task in arm.tasks:
-            path = folder / "interventions" / f"road, {task} whole".replace(", ", "-").replace(" ", "-")
+            path = self._kept(f"road, {task} whole")
             if not path.is_dir():
                 raise RecipeError(f"{arm.name} needs the arm 'road, {task} whole', which has not run; start over")
-            parts.append(Intervention.load(path))
-        acting = _acting_product(model, dict(zip(arm.tasks, parts, strict=True)))
-        trainable = sum(2 * (width // 2) for _ in parts)
-    else:
-        training = [row for task in arm.tasks for row in rows[task][0]]
-        options = {
-            "epochs": settings.epochs, "batch_size": settings.batch_size,
-            "learning_rate": settings.learning_rate, "seed": seed,
-            "progress": lambda step, steps, loss: step % 20 or progress(f"{arm.name}: step {step}/{steps}, loss {loss:.3f}"),
-        }  # fmt: skip
-        if arm.method == "loreft":
-            share = settings.rank // len(arm.tasks)
-            edit = LoreftEdit(width, [share] * len(arm.tasks)).to(model.device)
-            losses = train_edits(model, {(name, LAST): edit}, training, tasks=arm.tasks, **options)
-            acting = _acting_edit(model, name, edit.requires_grad_(False), arm.tasks)
-            trainable = sum(parameter.numel() for parameter in edit.parameters())
-        else:
-            split = Subspace.split(width, len(arm.tasks), group_size=settings.group_size)
-            subspaces = dict(zip(arm.tasks, split, strict=True))
-            learnt = train(model, training, subspaces=subspaces, sites=[name], positions=LAST, **options)
-            losses, tasks = learnt.losses, learnt.intervention
-            tasks.save(folder / "interventions" / arm.name.replace(", ", "-").replace(" ", "-"))
-            acting = _acting_select(model, tasks)
-            trainable = sum(2 * len(subspace) for subspace in subspaces.values())
-    conditions = {"base": (), **{task: (task,) for task in arm.tasks}}
-    if len(arm.tasks) > 1:
-        conditions["+".join(arm.tasks)] = arm.tasks
-    held = {task: rows[task][1] for task in arm.tasks}
+            wholes[task] = Intervention.load(path)
+        return TrainedArm(acting_product(self.model, wholes), len(wholes) * 2 * (self.width // 2))
 
-    def loss(task: str, active: Sequence[str]) -> float:
+    def _train_loreft(self, arm: Arm) -> TrainedArm:
+        share = self.settings.rank // len(arm.tasks)
+        edit = LoreftEdit(self.width, [share] * len(arm.tasks)).to(self.model.device)
+        rows, options = self._training_rows(arm), self._options(arm)
+        losses = train_edits(self.model, {(self.site, LAST): edit}, rows, tasks=arm.tasks, **options)
+        acting = acting_edit(self.model, self.site, edit.requires_grad_(False), arm.tasks, LAST)
+        return TrainedArm(acting, sum(parameter.numel() for parameter in edit.parameters()), losses)
+
+    def _train_road(self, arm: Arm) -> TrainedArm:
+        split = Subspace.split(self.width, len(arm.tasks), group_size=self.settings.group_size)
+        subspaces = dict(zip(arm.tasks, split, strict=True))
+        rows, options = self._training_rows(arm), self._options(arm)
+        learnt = train(self.model, rows, subspaces=subspaces, sites=[self.site], positions=LAST, **options)
+        learnt.intervention.save(self._kept(arm.name))
+        trainable = sum(2 * len(subspace) for subspace in subspaces.values())
+        return TrainedArm(acting_subspaces(self.model, learnt.intervention), trainable, learnt.losses)
+
+    def _training_rows(self, arm: Arm) -> list[TaskRow]:
+        return [row for task in arm.tasks for row in self.rows[task][0]]
+
+    def _options(self, arm: Arm) -> dict[str, Any]:
+        def report(step: int, steps: int, loss: float) -> None:
+            if step % 20 == 0:
+                self.progress(f"{arm.name}: step {step}/{steps}, loss {loss:.3f}")
+
+        return {
+            "epochs": self.settings.epochs,
+            "batch_size": self.settings.batch_size,
+            "learning_rate": self.settings.learning_rate,
+            "seed": self.seed,
+            "progress": report,
+        }
+
+    def _kept(self, name: str) -> Path:
+        """Where an arm's intervention lies."""
+        return self.folder / "interventions" / name.replace(", ", "-").replace(" ", "-")
+
+    def _held_out_loss(self, task: str, acting: Acting, active: Sequence[str]) -> float:
+        """Mean over the task's held-out rows of the mean loss (nats a token) of the answer."""
         if active:
-            return _held_out_loss(model, held[task], acting, active)
-        if task not in plain:
-            plain[task] = _held_out_loss(model, held[task], acting, ())
-        return plain[task]
+            return _mean_loss(self.model, self.rows[task][1], acting, active)
+        if task not in self._base_losses:
+            self._base_losses[task] = _mean_loss(self.model, self.rows[task][1], acting, ())
+        return self._base_losses[task]
 
-    def answers(active: Sequence[str]) -> list[dict[str, str]]:
-        if active:
-            return _answers(model, tokenizer, acting, active, settings.new_tokens)
-        if "" not in plain:
-            plain[""] = _answers(model, tokenizer, acting, (), settings.new_tokens)
-        return plain[""]
-
-    return {
-        "trainable": trainable,
-        "train_loss": {"first": _mean(losses[:10]), "last": _mean(losses[-10:])} if losses else None,
-        "held_out_loss": {
-            condition: {task: loss(task, active) for task in arm.tasks} for condition, active in conditions.items()
-        },
-        "answers": {condition: answers(active) for condition, active in conditions.items()},
-    }
-
-
-def _acting_select(model: nn.Module, tasks: Intervention) -> Acting:
-    return lambda active, num_prompt: intervened(
-        model, tasks.select(*active) if active else [None] * _samples(num_prompt), num_prompt=num_prompt
-    )
-
-
-def _acting_product(model: nn.Module, wholes: Mapping[str, Intervention]) -> Acting:
-    def context(active: Sequence[str], num_prompt: Sequence[int] | None) -> AbstractContextManager:
-        product: Intervention | None = None
-        for task in active:
-            whole = dataclasses.replace(wholes[task], subspaces={})
-            product = whole if product is None else product.then(whole)
-        return intervened(model, product if product else [None] * _samples(num_prompt), num_prompt=num_prompt)
-
-    return context
-
-
-def _acting_edit(model: nn.Module, name: str, edit: nn.Module, tasks: Sequence[str]) -> Acting:
-    def context(active: Sequence[str], num_prompt: Sequence[int] | None) -> AbstractContextManager:
-        flags = [[task in active for task in tasks]] * _samples(num_prompt)
-        return edited(model, {(name, LAST): edit}, flags, num_prompt=num_prompt)
-
-    return context
-
-
-def _samples(num_prompt: Sequence[int] | None) -> int:
-    return len(QUESTIONS) if num_prompt is None else len(num_prompt)
+    def _answers(self, acting: Acting, active: Sequence[str]) -> list[dict[str, str]]:
+        """Greedy answers to `QUESTIONS` (no 5-gram twice, repetition penalty 1.1), each with its language."""
+        if not active and self._base_answers:
+            return self._base_answers
+        texts = [TEMPLATE.format(question) for question in QUESTIONS]
+        options: dict[str, Any] = {"no_repeat_ngram_size": 5, "repetition_penalty": 1.1}
+        with acting(active, len(texts), None):
+            answers = answer_batch(self.model, self.tokenizer, texts, new_tokens=self.settings.new_tokens, **options)
+        found = [
+            {"question": question, "answer": answer, "language": self.language_of(answer)}
+            for question, answer in zip(QUESTIONS, answers, strict=True)
+        ]
+        if not active:
+            self._base_answers = found
+        return found
 
 
 @torch.no_grad()
-def _held_out_loss(model: Any, rows: Sequence[TaskRow], acting: Acting, active: Sequence[str]) -> float:
-    """Mean over rows of the mean loss (nats a token) of the answer."""
+def _mean_loss(model: Any, rows: Sequence[TaskRow], acting: Acting, active: Sequence[str]) -> float:
     losses = []
     for at in range(0, len(rows), 8):
         part = rows[at : at + 8]
-        with acting(active, [row.num_prompt for row in part]):
+        with acting(active, len(part), [row.num_prompt for row in part]):
             losses += answer_losses(model, part).tolist()
     return _mean(losses)
 
 
-def _answers(
-    model: Any, tokenizer: Any, acting: Acting, active: Sequence[str], new_tokens: int
-) -> list[dict[str, str]]:
-    """Greedy answers to `QUESTIONS` (no 5-gram twice, repetition penalty 1.1), each with its language."""
-    classify = _language()
-    texts = [TEMPLATE.format(question) for question in QUESTIONS]
-    with acting(active, None):
-        answers = greedy(model, tokenizer, texts, new_tokens=new_tokens, no_repeat_ngram_size=5, repetition_penalty=1.1)
-    return [
-        {"question": question, "answer": answer, "language": classify(answer)}
-        for question, answer in zip(QUESTIONS, answers, strict=True)
-    ]
-
-
-def _language() -> Callable[[str], str]:
+def _language_classifier() -> Callable[[str], str]:
     try:
         py3langid: Any = import_module("py3langid")
     except ImportError as error:

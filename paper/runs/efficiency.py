@@ -1,6 +1,6 @@
 """Efficiency (table D.1, figure 4): the benchmarks of bench/, run one after the other, their figures in the ledger.
 
-run(Ledger(path), names=["train", "merge", "mixed"])       # needs a source checkout and a quiet machine
+run_efficiency(Ledger(path), names=["train", "merge", "mixed"])       # needs a source checkout and a quiet machine
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from roadkit.errors import RoadkitError
 from ..ledger import Ledger
 from .jobs import Job, log, run_jobs
 
-SHOWS = {
+BENCHMARKS = {  # name → what it shows
     "train": "time and memory of a training step (table D.1)",
     "merge": "merging and undoing it",
     "mixed": "a different adapter for each request (figure 4 middle)",
@@ -26,31 +26,33 @@ SHOWS = {
 }
 
 
-def run(
+def run_efficiency(
     ledger: Ledger,
     *,
-    names: Sequence[str] = tuple(SHOWS),
+    names: Sequence[str] = tuple(BENCHMARKS),
     rounds: int = 0,
     device: str = "cpu",
     seed: int = 0,
     progress: Callable[[str], None] = log.info,
 ) -> None:
-    """Run the benchmarks that the ledger lacks. rounds 0 is each one's own choice; `seed` tells repetitions apart.
+    """Run the benchmarks that the ledger lacks.
 
-    device   what both sides of a benchmark stand on, where it can choose (mixed and figure4)
+    rounds   0: each benchmark's own choice
+    device   on which mixed and figure4 run; the others take none but the CPU
+    seed     tells repetitions apart
     """
 
     def jobs() -> Iterator[Job]:
         for name in names:
-            recipe = {"experiment": "efficiency", "bench": name, "rounds": rounds}
-            recipe |= {} if device == "cpu" else {"device": device}
-            yield Job(f"efficiency, {name}", recipe, seed, partial(_measure, name, rounds, device))
+            setup = {"experiment": "efficiency", "bench": name, "rounds": rounds}
+            setup |= {} if device == "cpu" else {"device": device}
+            yield Job(f"efficiency, {name}", setup, seed, partial(_measure, name, rounds, device))
 
     run_jobs(jobs(), ledger, progress=progress)
 
 
 def _measure(name: str, rounds: int, device: str) -> dict[str, Any]:
-    """The JSON object that a benchmark prints last."""
+    """The JSON object that a benchmark prints last. Raises `RoadkitError` if it fails."""
     command = [sys.executable, "-m", "roadkit", "bench", name, "--json", "--rounds", str(rounds)]
     command += [] if device == "cpu" else ["--device", device]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -1,9 +1,9 @@
-"""Instruction following (table 5): tuned on instructions, answers to AlpacaEval's prompts in the file its judge reads.
+"""Instruction following (table 5): trained on instructions, answers to AlpacaEval's prompts in the file its judge reads.
 
-    run(Settings(rows=32), Ledger(path), data=Path("../shared/data"), output=Path("results/instruct"))
+    run_instruct(DecoderSettings(rows=32), Ledger(path), data=None, output=Path("results/instruct"))
 
 The judge needs an API and is not run here; the ledger holds what can be said without it. Answers go to
-`output`/METHOD-SEED-KEY.json, for `alpaca_eval --model_outputs FILE`; KEY is the ledger row's.
+`output`/METHOD-SEED-KEY.json, for `alpaca_eval --model_outputs FILE`; KEY begins the ledger row's key.
 """
 
 from __future__ import annotations
@@ -15,80 +15,87 @@ from pathlib import Path
 from typing import Any
 
 from roadkit.errors import RecipeError
-from roadkit.train.data.tables import Table, read_table
+from roadkit.train.data.tables import Table
 
+from ..data import check_rows, read_rows, sample_rows
 from ..ledger import Ledger, run_key
 from ..scoring.alpaca import write_outputs
-from ..scoring.files import find_rows
-from ..scoring.glue import sample_rows
-from ..tuning.decoders import BASE, FULL, LOREFT, Settings, Tuned, label_of, rate_of
-from ..tuning.tasks import ULTRAFEEDBACK, pair_of
+from ..tuning.decoders import BASE, DECODER_SCALES, LOREFT, DecoderSettings, TunedDecoder, decoder_label, rate_of
 from .jobs import Job, log, run_jobs
 
-METHODS_RUN = (BASE, "road_1", "lora", LOREFT)
-SOURCES = {"ultrafeedback": "ultrafeedback_1k", "alpaca": "alpaca_libre"}  # small scale: files
-HUB = {"ultrafeedback": (ULTRAFEEDBACK, None), "alpaca": ("yahma/alpaca-cleaned", 10_000)}  # full; rows as table 5 says
-SETTINGS = {
-    "small": dataclasses.replace(Settings(), new_tokens=128),
+INSTRUCT_METHODS = (BASE, "road_1", "lora", LOREFT)
+SOURCES = {  # --source → scale → the name of its rows
+    "ultrafeedback": {"small": "instruct/ultrafeedback_1k", "full": "instruct/ultrafeedback"},
+    "alpaca": {"small": "instruct/alpaca_libre", "full": "instruct/alpaca_cleaned"},
+}
+FULL_ROWS = {"ultrafeedback": None, "alpaca": 10_000}  # of the full scale, as table 5 says; None: all
+INSTRUCT_SCALES = {
+    "small": dataclasses.replace(DECODER_SCALES["small"], new_tokens=128),
     "full": dataclasses.replace(  # LoReFT's (pyreft, examples/loreft/README.md), for every method
-        FULL, model="meta-llama/Llama-2-7b-hf", epochs=9, batch_size=4, gradient_accumulation=32, max_length=768,
-        new_tokens=2048,
+        DECODER_SCALES["full"], model="meta-llama/Llama-2-7b-hf", epochs=9, batch_size=4, gradient_accumulation=32,
+        max_length=768, new_tokens=2048,
     ),
 }  # fmt: skip
-PROMPTS = "alpaca_eval_805"
+PROMPTS = "instruct/alpaca_eval_805"
 
 
-def run(
-    settings: Settings,
+def run_instruct(
+    settings: DecoderSettings,
     ledger: Ledger,
     *,
-    data: Path,
+    data: Path | None,
     output: Path,
     source: str = "ultrafeedback",
-    methods: Sequence[str] = METHODS_RUN,
+    methods: Sequence[str] = INSTRUCT_METHODS,
     seed: int = 0,
     budget: float | None = None,
     progress: Callable[[str], None] = log.info,
 ) -> int:
-    """Do the runs that the ledger or `output` lacks; → how many the budget left out."""
+    """Do the runs that the ledger or `output` lacks; → how many the budget left out.
+
+    data     the folder of `read_rows`
+    output   the folder of the answers
+    source   the instructions to learn from, one of `SOURCES`
+    """
     if source not in SOURCES:
         raise RecipeError(f"no instruction data {source!r}; there are {', '.join(SOURCES)}")
 
     def jobs() -> Iterator[Job]:
         for method in methods:
-            recipe = {
+            setup = {
                 "experiment": "instruct",
                 **dataclasses.asdict(settings),
                 "source": source,
                 "method": method,
                 "learning_rate": rate_of(method),
             }
-            path = output / f"{method}-{seed}-{run_key(recipe, seed)[:8]}.json"
+            path = output / f"{method}-{seed}-{run_key(setup, seed)[:8]}.json"
             compute = partial(_compute, settings, data, path, source, method, seed, progress)
-            yield Job(f"instruct, {label_of(method)}", recipe, seed, compute, writes=path)
+            yield Job(f"instruct, {decoder_label(method)}", setup, seed, compute, writes=path)
 
     return run_jobs(jobs(), ledger, budget=budget, progress=progress)
 
 
-def training_rows(source: str, data: Path, settings: Settings, *, seed: int) -> Table:
-    """Rows with instruction, input and output: a file's at small scale, else the hub's."""
-    if settings.scale == "small":
-        return sample_rows(find_rows(data / "instruct", SOURCES[source]), settings.rows, seed=seed)
-    name, usual = HUB[source]
-    table = sample_rows(read_table(name), settings.rows or usual, seed=seed)
-    pairs = [(row, pair_of(row, "instruct")) for row in table.rows]
-    rows = [
-        {"instruction": pair["prompt"], "input": row.get("input") or "", "output": pair["completion"]} for row, pair in pairs
-    ]  # fmt: skip
-    return Table(rows, table.numbers, table.origin)
+def instructions_to_learn(source: str, data: Path | None, settings: DecoderSettings, *, seed: int) -> Table:
+    """Rows with instruction, input and output, drawn by the seed."""
+    (table,) = read_rows(data, SOURCES[source][settings.scale])
+    usual = FULL_ROWS[source] if settings.scale == "full" else None
+    return sample_rows(table, settings.rows or usual, seed=seed)
 
 
 def _compute(
-    settings: Settings, data: Path, path: Path, source: str, method: str, seed: int, progress: Callable[[str], None]
+    settings: DecoderSettings,
+    data: Path | None,
+    path: Path,
+    source: str,
+    method: str,
+    seed: int,
+    progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    table = training_rows(source, data, settings, seed=seed)
-    prompts = sample_rows(find_rows(data / "instruct", PROMPTS), settings.questions, seed=0)
-    tuned = Tuned.train(settings, method, rate_of(method), table, seed=seed)
+    check_rows(data, SOURCES[source][settings.scale], PROMPTS)
+    table = instructions_to_learn(source, data, settings, seed=seed)
+    prompts = sample_rows(read_rows(data, PROMPTS)[0], settings.questions, seed=0)
+    tuned = TunedDecoder.train(settings, method, rate_of(method), table, seed=seed)
     answers = tuned.answer([row["instruction"] for row in prompts.rows], new_tokens=settings.new_tokens)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_outputs(path, prompts.rows, answers, generator=f"roadkit-{method}")

@@ -1,4 +1,4 @@
-"""Runs that wait to be done: those the ledger holds are passed over, the others run while the budget lasts.
+"""Runs that wait to be done: those that the ledger holds are passed over, the others run while the budget lasts.
 
 left = run_jobs(jobs, ledger, budget=10)      # processor minutes of this process
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from ..ledger import Ledger
 
-log = logging.getLogger("roadkit.experiments")
+log = logging.getLogger("paper")
 
 
 def cpu_seconds() -> float:
@@ -25,13 +25,15 @@ def cpu_seconds() -> float:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: `compute` gives its metrics, `recipe` and `seed` say what it is.
+    """One run that may have to be done.
 
-    writes   a file that `compute` leaves; where it is missing the run is done again
+    setup     with `seed` it identifies the run in the ledger
+    compute   does the run; → its metrics
+    writes    a file that `compute` leaves; if it is missing, the run is done again
     """
 
     name: str
-    recipe: Mapping[str, Any]
+    setup: Mapping[str, Any]
     seed: int
     compute: Callable[[], Mapping[str, Any]]
     writes: Path | None = None
@@ -44,13 +46,13 @@ def run_jobs(
     budget: float | None = None,
     progress: Callable[[str], None] = log.info,
 ) -> int:
-    """Run what is missing, in order, each row on disk before the next begins. → how many were left for the next call.
+    """Do the runs that are missing, in order, each row on disk before the next run begins. → how many were left out.
 
-    budget  processor minutes; a run that the longest so far shows not to fit is left out
+    budget   processor minutes; a run is left out if one as long as the longest so far would not fit
     """
     start, longest, left = cpu_seconds(), 0.0, 0
     for job in jobs:
-        if ledger.find(job.recipe, seed=job.seed) is not None and (job.writes is None or job.writes.is_file()):
+        if ledger.find(job.setup, seed=job.seed) is not None and (job.writes is None or job.writes.is_file()):
             continue
         spent = cpu_seconds() - start
         if budget is not None and spent + longest >= 60 * budget:
@@ -58,9 +60,9 @@ def run_jobs(
             continue
         metrics = job.compute()
         seconds = cpu_seconds() - start - spent
-        ledger.append(job.recipe, seed=job.seed, metrics=metrics, seconds=seconds)
+        ledger.append(job.setup, seed=job.seed, metrics=metrics, seconds=seconds)
         longest = max(longest, seconds)
-        if seconds > 1:  # a trainer and its model hold each other, and Python is in no hurry
+        if seconds > 1:  # a trainer and its model hold each other; this frees them before the next run
             gc.collect()
         progress(f"{job.name}: {seconds:.0f} s of processor time")
     if left:

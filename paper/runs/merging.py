@@ -1,16 +1,15 @@
 """The merging study: adapters of four tasks made into one, and how much of each task's score survives.
 
-    run(Settings(), Path("results/merging"), data=Path("../shared/data"))
+    run_merging(MergingSettings(), Path("results/merging"), data=None)
 
-Tasks are domains of clinc150, fifteen intents each. The encoder's mean-pooled sentence vector is compared with frozen
-vectors of the intents' names, so no task brings a head that could not be merged. RoAd adapters are merged by product and
-by geometric mean, LoRAs (r = 8, the same rows and steps) by PEFT's linear, TIES and DARE.
+A task is a domain of clinc150 with fifteen intents. The encoder's mean-pooled sentence vector is compared with frozen vectors
+of the intents' names, so no task has a head, which could not be merged. RoAd adapters are merged by product and by
+geometric mean, LoRAs (r = 8, trained on the same rows for as many steps) by PEFT's linear, TIES and DARE.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -28,12 +27,10 @@ from roadkit.algebra import mean
 from roadkit.errors import RecipeError
 from roadkit.modules import attached, linear_layers
 from roadkit.peft_tuner import disable_peft, enable_peft
-from roadkit.train.data.tables import read_table
 
+from ..data import read_rows
 from ..ledger import Ledger
-from .jobs import cpu_seconds
-
-log = logging.getLogger("roadkit.experiments")
+from .jobs import cpu_seconds, log
 
 DOMAINS = ("banking", "travel", "kitchen_and_dining", "work")
 Rows = list[tuple[str, int]]  # text, intent
@@ -41,8 +38,8 @@ TEMPERATURE = 0.05
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What both kinds share; learning rates are each method's usual one (RoAd ten times LoRA's)."""
+class MergingSettings:
+    """What both kinds of adapters share. Each has its usual learning rate; RoAd's is ten times LoRA's."""
 
     model: str = "minilm"
     domains: tuple[str, ...] = DOMAINS
@@ -56,52 +53,55 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One domain: its intents' names, and rows to train on and to score."""
+class Domain:
+    """One task: the names of its intents, and rows to train on and to score."""
 
     labels: Sequence[str]
     train: Rows
     test: Rows
 
 
-def run(
-    settings: Settings,
+def run_merging(
+    settings: MergingSettings,
     folder: Path,
     *,
-    data: Path = Path("."),
+    data: Path | None,
     seed: int = 0,
     progress: Callable[[str], None] = log.info,
 ) -> Ledger:
-    """Train and merge both kinds, unless the ledger has them; rows go to `folder`/ledger.jsonl."""
+    """Train and merge both kinds of adapters, if the ledger lacks them; rows go to `folder`/ledger.jsonl.
+
+    data   the folder of `read_rows`
+    """
     ledger = Ledger(folder / "ledger.jsonl")
     for kind in ("road", "lora"):
-        recipe = {"experiment": "merging", **dataclasses.asdict(settings), "kind": kind}
-        recipe["domains"] = list(settings.domains)
-        if ledger.find(recipe, seed=seed) is not None:
+        setup = {"experiment": "merging", **dataclasses.asdict(settings), "kind": kind}
+        setup["domains"] = list(settings.domains)
+        if ledger.find(setup, seed=seed) is not None:
             continue
         start = cpu_seconds()
         metrics = _Study(settings, data, seed, progress).measure(kind)
-        ledger.append(recipe, seed=seed, metrics=metrics, seconds=cpu_seconds() - start)
+        ledger.append(setup, seed=seed, metrics=metrics, seconds=cpu_seconds() - start)
     return ledger
 
 
 class _Study:
-    """The tasks, the tokenizer and the frozen vectors of intents' names."""
+    """The domains, the tokenizer and the frozen vectors of the intents' names."""
 
-    def __init__(self, settings: Settings, data: Path, seed: int, progress: Callable[[str], None]):
+    def __init__(self, settings: MergingSettings, data: Path | None, seed: int, progress: Callable[[str], None]):
         self.settings, self.seed, self.progress = settings, seed, progress
+        self.domains = _load_domains(settings, data, seed)
         self.tokenizer = models.load_tokenizer(settings.model)
-        self.tasks = _tasks(settings, data, seed)
         base = self._base()
         with torch.no_grad():
-            self.names = {name: self._embed(base, list(task.labels)) for name, task in self.tasks.items()}
+            self.names = {name: self._embed(base, list(domain.labels)) for name, domain in self.domains.items()}
 
     def measure(self, kind: str) -> dict[str, Any]:
-        """{'accuracy': {way of merging: {task: share right}}}; 'base' has no adapter, 'own' each task's own."""
+        """{"accuracy": {way of merging: {domain: share right}}}; "base" is without an adapter, "own" with the domain's own."""
         base = self._base()
-        accuracy = {"base": {name: self._accuracy(base, name) for name in self.tasks}, "own": {}}
+        accuracy = {"base": {name: self._accuracy(base, name) for name in self.domains}, "own": {}}
         with tempfile.TemporaryDirectory() as folder:
-            for name in self.tasks:
+            for name in self.domains:
                 tuned = self._train(name, kind)
                 accuracy["own"][name] = self._accuracy(tuned, name)
                 tuned.save_pretrained(f"{folder}/{name}")
@@ -110,7 +110,7 @@ class _Study:
             return {"accuracy": accuracy | merge(Path(folder))}
 
     def _merged_road(self, folder: Path) -> dict[str, dict[str, float]]:
-        adapters = [Adapter.load(folder / name) for name in self.tasks]
+        adapters = [Adapter.load(folder / name) for name in self.domains]
         product = adapters[0]
         for adapter in adapters[1:]:
             product = product.then(adapter)
@@ -118,13 +118,13 @@ class _Study:
         base, found = self._base(), {}
         for way, adapter in merged.items():
             with attached(base, adapter):
-                found[way] = {name: self._accuracy(base, name) for name in self.tasks}
+                found[way] = {name: self._accuracy(base, name) for name in self.domains}
         return found
 
     def _merged_lora(self, folder: Path) -> dict[str, dict[str, float]]:
         from peft import PeftModel
 
-        names = list(self.tasks)
+        names = list(self.domains)
         base = self._base()
         model = PeftModel.from_pretrained(base, str(folder / names[0]), adapter_name=names[0])
         for name in names[1:]:
@@ -152,18 +152,16 @@ class _Study:
     def _train(self, name: str, kind: str) -> Any:
         from peft import LoraConfig, RoadConfig, get_peft_model
 
-        settings, task = self.settings, self.tasks[name]
+        settings, domain = self.settings, self.domains[name]
         torch.manual_seed(self.seed)
         base = self._base()
         layers = [layer for layer in linear_layers(base) if "pooler" not in layer]
         if kind == "road":
-            config, rate = (
-                RoadConfig(variant="road_1", group_size=64, target_modules=layers),
-                settings.road_learning_rate,
-            )
+            config = RoadConfig(variant="road_1", group_size=64, target_modules=layers)
+            rate = settings.road_learning_rate
         else:
-            rank = settings.rank
-            config, rate = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers), settings.lora_learning_rate
+            config = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules=layers)
+            rate = settings.lora_learning_rate
         enable_peft()
         try:
             model = get_peft_model(base, config)
@@ -171,11 +169,11 @@ class _Study:
             disable_peft()
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
-        steps = settings.epochs * -(-len(task.train) // settings.batch_size)
+        steps = settings.epochs * -(-len(domain.train) // settings.batch_size)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         shuffle = random.Random(self.seed)
         for _ in range(settings.epochs):
-            order = shuffle.sample(task.train, len(task.train))
+            order = shuffle.sample(domain.train, len(domain.train))
             for at in range(0, len(order), settings.batch_size):
                 texts, labels = zip(*order[at : at + settings.batch_size], strict=True)
                 scores = self._embed(model, list(texts)) @ self.names[name].T / TEMPERATURE
@@ -187,15 +185,15 @@ class _Study:
 
     @torch.no_grad()
     def _accuracy(self, model: Any, name: str) -> float:
-        task, right = self.tasks[name], 0
-        for at in range(0, len(task.test), 64):
-            texts, labels = zip(*task.test[at : at + 64], strict=True)
+        test, right = self.domains[name].test, 0
+        for at in range(0, len(test), 64):
+            texts, labels = zip(*test[at : at + 64], strict=True)
             chosen = (self._embed(model, list(texts)) @ self.names[name].T).argmax(dim=1)
             right += int((chosen.cpu() == torch.tensor(labels)).sum())
-        return right / len(task.test)
+        return right / len(test)
 
     def _embed(self, model: Any, texts: list[str]) -> Tensor:
-        """[texts, d]: mean over tokens, length 1, as the encoder's own sentence vectors are made."""
+        """Sentence vectors as the encoder was trained to make them: the mean over tokens, at length 1. → [texts, d]"""
         batch = self.tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
         batch = batch.to(model.device)
         hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(2)
@@ -203,20 +201,19 @@ class _Study:
 
 
 def survival(accuracy: Mapping[str, Mapping[str, float]], way: str) -> float:
-    """Mean over tasks of (merged − base) / (own − base): 1 keeps everything, 0 nothing, below 0 is harm."""
+    """Mean over domains of (merged − base) / (own − base): 1 keeps everything, 0 nothing, less than 0 is harm."""
     shares = [
-        (accuracy[way][task] - base) / (accuracy["own"][task] - base)
-        for task, base in accuracy["base"].items()
-        if accuracy["own"][task] != base
+        (accuracy[way][domain] - base) / (accuracy["own"][domain] - base)
+        for domain, base in accuracy["base"].items()
+        if accuracy["own"][domain] != base
     ]
     return sum(shares) / len(shares) if shares else float("nan")
 
 
-def _tasks(settings: Settings, data: Path, seed: int) -> dict[str, Task]:
-    parts = {}
-    for part, file in (("train", "clinc150_train.jsonl.gz"), ("test", "clinc150_test.jsonl")):
-        parts[part] = read_table(str(data / "classify" / file)).rows
-    tasks, shuffle = {}, random.Random(seed)
+def _load_domains(settings: MergingSettings, data: Path | None, seed: int) -> dict[str, Domain]:
+    tables = read_rows(data, "classify/clinc150_train", "classify/clinc150_test")
+    parts = {part: table.rows for part, table in zip(("train", "test"), tables, strict=True)}
+    domains, shuffle = {}, random.Random(seed)
     for domain in settings.domains:
         own = {part: [row for row in rows if row["domain"] == domain] for part, rows in parts.items()}
         if not own["train"] or not own["test"]:
@@ -226,5 +223,6 @@ def _tasks(settings: Settings, data: Path, seed: int) -> dict[str, Task]:
         pairs = {part: [(row["text"], names.index(row["label_name"])) for row in rows] for part, rows in own.items()}
         labels = [name.replace("_", " ") for name in names]
         train = shuffle.sample(pairs["train"], min(settings.rows, len(pairs["train"])))
-        tasks[domain] = Task(labels, train, shuffle.sample(pairs["test"], min(settings.held_out, len(pairs["test"]))))
-    return tasks
+        test = shuffle.sample(pairs["test"], min(settings.held_out, len(pairs["test"])))
+        domains[domain] = Domain(labels, train, test)
+    return domains

@@ -1,10 +1,10 @@
 """Multimodal tuning (table 6): LoRA, RoAd4, and RoAd1 with a LoRA around it, on a LLaVA model's language part.
 
-    run(Ledger(path))                                            # a tiny random LLaVA on noise: plumbing only
-    run(Ledger(path), settings=FULL, data=Path("data"))          # a real one, on pictures and questions on disk
+    run_multimodal(RandomLlava(), Ledger(path))                         # noise through a random model: plumbing only
+    run_multimodal(PretrainedLlava(), Ledger(path), data=Path("data"))  # pictures and questions on disk
 
-With `data` a model trains on the rows of train.jsonl and answers those of the tasks' files (`pictures.py` says how they
-look); without, noise goes through a random model.
+A pretrained model trains on the rows of train.jsonl and answers those of the tasks' files; `paper.tuning.pictures` says how
+they look.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ from roadkit.train.model.base import training_device
 from roadkit.train.recipe import LoraOptions, Recipe
 from roadkit.train.trainers.arguments import one_device
 
+from ..data import check_rows
 from ..ledger import Ledger
-from ..scoring.multimodal import TASKS, score
-from ..tuning.methods import find, num_trainable
-from ..tuning.pictures import Pictures, collate
+from ..scoring.visual_questions import PICTURE_TASKS, score_answers
+from ..tuning.methods import find_method, num_trainable
+from ..tuning.pictures import Pictures, collate, file_of
 from .jobs import Job, log, run_jobs
 
 
@@ -49,23 +50,22 @@ def _with_lora(rank: int) -> tuple[str, LoraOptions]:
     return "road_1", LoraOptions(r=rank, alpha=2 * rank, dropout=0.0)
 
 
-ARMS = {
+MULTIMODAL_METHODS = {  # name → the method, and a LoRA around it
     "lora": ("lora", None),
     "lora_128": ("lora_128", None),
     "road_4": ("road_4", None),
     "road_1+lora": _with_lora(8),
     "road_1+lora_32": _with_lora(32),
 }
-LABELS = {"road_1+lora": "RoAd1 + LoRA r=8", "road_1+lora_32": "RoAd1 + LoRA r=32"}
+MULTIMODAL_LABELS = {"road_1+lora": "RoAd1 + LoRA r=8", "road_1+lora_32": "RoAd1 + LoRA r=32"}
 PATCHES, SIDE = 4, 28  # a random picture is four patches of 14 × 14
-ASKED = [
-    {"answer": answer, "answers": [answer] * 10} for answer in ("yes", "no", "A", "two dogs")
-]  # about each of four
+# what the random model is asked in every task
+ASKED = [{"answer": answer, "answers": [answer] * 10} for answer in ("yes", "no", "A", "two dogs")]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """A tiny random LLaVA: what passes through it is noise, and so is every score."""
+class RandomLlava:
+    """A tiny random LLaVA. What passes through it is noise, and so is every score."""
 
     scale: str = "plumbing only: a random LLaVA"
     tokenizer: str = "smollm2"
@@ -74,7 +74,7 @@ class Settings:
     rows: int = 8
     epochs: int = 2
     new_tokens: int = 4
-    arms: ClassVar = ("lora", "road_4", "road_1+lora")
+    methods: ClassVar = ("lora", "road_4", "road_1+lora")
     batch_size: ClassVar = 4
     gradient_accumulation: ClassVar = 1
     learning_rate: ClassVar = 3e-3
@@ -83,9 +83,11 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Real:
-    """A LLaVA model, and pictures below a data folder. LLaVA-1.5's batch, one learning rate for all arms, and LoRAs of the
-    paper's size: 4.61 % and 1.19 % of LLaMA-7B are ranks of 128 and 32 (table 6)."""
+class PretrainedLlava:
+    """A LLaVA model that trains on pictures, with LLaVA-1.5's batch and one learning rate for all methods.
+
+    The LoRAs have the paper's size: 4.61 % and 1.19 % of LLaMA-7B are ranks of 128 and 32 (table 6).
+    """
 
     scale: str = "full"
     model: str = "llava-hf/llava-1.5-7b-hf"
@@ -96,50 +98,50 @@ class Real:
     new_tokens: int = 16
     group_size: int = 2
     bf16: bool = True
-    arms: ClassVar = ("lora_128", "road_4", "road_1+lora_32")
+    methods: ClassVar = ("lora_128", "road_4", "road_1+lora_32")
 
 
-FULL = Real()
-
-
-class World(Protocol):
-    """What a run needs: a model, rows to train on, and a task's answers with the rows they answer."""
+class LlavaSource(Protocol):
+    """Where a run's model, training rows and answers come from."""
 
     def model(self) -> Any: ...
-    def train(self) -> Any: ...
-    def answers(self, tuned: Any, task: str) -> tuple[Sequence[str], Sequence[Cells]]: ...
+    def training_rows(self) -> Any: ...
+    def answers(self, tuned: Any, task: str) -> tuple[Sequence[str], Sequence[Cells]]:
+        """The trained model's answers for a task, and the rows that they answer."""
+        ...
 
 
-def run(
+def run_multimodal(
+    settings: RandomLlava | PretrainedLlava,
     ledger: Ledger,
     *,
-    settings: Settings | Real | None = None,
     data: Path | None = None,
-    tasks: Sequence[str] = TASKS,
+    tasks: Sequence[str] = PICTURE_TASKS,
     seed: int = 0,
     budget: float | None = None,
     progress: Callable[[str], None] = log.info,
 ) -> int:
-    """Train, generate and score every arm that the ledger lacks; → how many the budget left out.
+    """Train and score every method that the ledger lacks; → how many the budget left out.
 
-    data   folder with multimodal/train.jsonl and a file for each of `tasks`; needed for a `Real` model, and for no other
+    data   the folder of `read_rows`, with multimodal/train.jsonl and a file for each of `tasks`; not for a random model
     """
-    chosen = settings or Settings()
-    if unknown := [task for task in tasks if task not in TASKS]:
-        raise RecipeError(f"no task {unknown[0]!r}{nearest(unknown[0], TASKS)}; there are {', '.join(TASKS)}")
-    if isinstance(chosen, Real) != (data is not None):
-        raise RecipeError("a real model needs a folder of pictures, and the random one takes none")
+    if unknown := [task for task in tasks if task not in PICTURE_TASKS]:
+        near = nearest(unknown[0], PICTURE_TASKS)
+        raise RecipeError(f"no task {unknown[0]!r}{near}; there are {', '.join(PICTURE_TASKS)}")
+    if isinstance(settings, RandomLlava) and data is not None:
+        raise RecipeError("a random model takes no folder of pictures: what it sees is noise")
 
     def jobs() -> Iterator[Job]:
-        for arm in chosen.arms:
-            recipe = {"experiment": "multimodal", **dataclasses.asdict(chosen), "method": arm}
-            recipe |= {} if data is None else {"tasks": list(tasks)}
-            yield Job(f"multimodal, {arm}", recipe, seed, partial(_compute, chosen, data, tasks, arm, seed))
+        for method in settings.methods:
+            setup = {"experiment": "multimodal", **dataclasses.asdict(settings), "method": method}
+            setup |= {"tasks": list(tasks)} if isinstance(settings, PretrainedLlava) else {}
+            compute = partial(_compute, settings, data, tasks, method, seed)
+            yield Job(f"multimodal, {method}", setup, seed, compute)
 
     return run_jobs(jobs(), ledger, budget=budget, progress=progress)
 
 
-def tiny_llava(settings: Settings, tokenizer: Any) -> LlavaForConditionalGeneration:
+def tiny_llava(settings: RandomLlava, tokenizer: Any) -> LlavaForConditionalGeneration:
     """Random weights; its picture token is one past the tokenizer's last."""
     small: dict[str, Any] = {
         "hidden_size": settings.width,
@@ -156,16 +158,19 @@ def tiny_llava(settings: Settings, tokenizer: Any) -> LlavaForConditionalGenerat
     return LlavaForConditionalGeneration(config).eval()
 
 
-def _compute(settings: Settings | Real, data: Path | None, tasks: Sequence[str], arm: str, seed: int) -> dict[str, Any]:
+def _compute(
+    settings: RandomLlava | PretrainedLlava, data: Path | None, tasks: Sequence[str], method: str, seed: int
+) -> dict[str, Any]:
     set_seed(seed)
-    if isinstance(settings, Real):
-        assert data is not None, "run() asks for it"
-        world: World = _Disk(settings, data)
+    source: LlavaSource
+    if isinstance(settings, PretrainedLlava):
+        check_rows(data, *map(file_of, ("train", *tasks)))
+        source = _PicturesOnDisk(settings, data)
     else:
-        world = _Noise(settings, seed)
-    method, lora = ARMS[arm]
+        source = _Noise(settings, seed)
+    rotation, lora = MULTIMODAL_METHODS[method]
     target: dict[str, Any] = {"target_modules": ("language_model",), "group_size": settings.group_size, "lora": lora}
-    tuned = find(method).tune(world.model(), Recipe(model="llava", data="pictures", output="", **target))
+    tuned = find_method(rotation).tune(source.model(), Recipe(model="llava", data="pictures", output="", **target))
     with tempfile.TemporaryDirectory() as folder:
         arguments = one_device(TrainingArguments(
             output_dir=str(Path(folder)), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
@@ -174,23 +179,23 @@ def _compute(settings: Settings | Real, data: Path | None, tasks: Sequence[str],
             seed=seed, save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no",
             use_cpu=training_device(None) == "cpu", remove_unused_columns=False,
         ))  # fmt: skip
-        trainer = Trainer(tuned, arguments, train_dataset=world.train(), data_collator=collate)  # type: ignore[arg-type]
+        trainer = Trainer(tuned, arguments, train_dataset=source.training_rows(), data_collator=collate)  # type: ignore[arg-type]
         trainer.remove_callback(PrinterCallback)
         outcome = trainer.train()
     tuned.eval()
-    answered = {task: world.answers(tuned, task) for task in tasks}
+    answered = {task: source.answers(tuned, task) for task in tasks}
     return {
         "trainable": num_trainable(tuned),
         "train_loss": outcome.training_loss,
-        "scores": {task: score(task, texts, rows)["accuracy"] for task, (texts, rows) in answered.items()},
+        "scores": {task: score_answers(task, texts, rows)["accuracy"] for task, (texts, rows) in answered.items()},
         "questions": max(len(rows) for _, rows in answered.values()),
     }
 
 
-class _Disk:
-    """A real model's world."""
+class _PicturesOnDisk:
+    """A pretrained model, and rows of a data folder."""
 
-    def __init__(self, settings: Real, data: Path):
+    def __init__(self, settings: PretrainedLlava, data: Path | None):
         self.settings, self.data = settings, data
         self.processor = AutoProcessor.from_pretrained(models.resolve(settings.model))
 
@@ -198,7 +203,7 @@ class _Disk:
         dtype = "bfloat16" if self.settings.bf16 else "float32"
         return models.load_causal(self.settings.model, dtype=dtype, device=models.best_device())
 
-    def train(self) -> Pictures:
+    def training_rows(self) -> Pictures:
         return Pictures.load(self.data, "train", self.processor)
 
     def answers(self, tuned: Any, task: str) -> tuple[Sequence[str], Sequence[Cells]]:
@@ -207,9 +212,9 @@ class _Disk:
 
 
 class _Noise:
-    """A random model's world: four rows for every task, and pictures that show nothing."""
+    """A random model, pictures that show nothing, and four rows for every task."""
 
-    def __init__(self, settings: Settings, seed: int):
+    def __init__(self, settings: RandomLlava, seed: int):
         self.settings, self.seed = settings, seed
         self.tokenizer = models.load_tokenizer(settings.tokenizer)
 
@@ -217,7 +222,7 @@ class _Noise:
         model: Any = tiny_llava(self.settings, self.tokenizer)
         return model.to(models.best_device())
 
-    def train(self) -> list[dict[str, Any]]:
+    def training_rows(self) -> list[dict[str, Any]]:
         draw = torch.Generator().manual_seed(self.seed)
         prompt, answer = self._prompt(), list(self.tokenizer(" yes", add_special_tokens=False)["input_ids"])
         row = {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}

@@ -1,7 +1,7 @@
 """The pilot studies (§3.1): what fine-tuning changes, length or direction, and which of the two a classifier needs.
 
-    displacements(Settings(), Ledger(path), data=Path("../shared/data"))     # study 1, figures 2 left and middle, B.1
-    disentangle(Settings(), Ledger(path), data=Path("../shared/data"))       # study 2, figure 2 right
+    run_displacement(EncoderSettings(), Ledger(path), data=None)        # study 1, figures 2 left and middle, B.1
+    run_disentanglement(EncoderSettings(), Ledger(path), data=None)     # study 2, figure 2 right
 
 Study 2 takes the tasks of figure 2: RTE, MRPC, STS-B and CoLA.
 """
@@ -22,19 +22,19 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from ..ledger import Ledger
 from ..scoring.disentanglement import PARTS, Part, Probe
 from ..scoring.displacement import cls_states, displacement, distribution
-from ..tuning.encoders import EncoderData, Rows, Settings, metric_of
-from ..tuning.methods import find
+from ..tuning.encoders import EncoderData, EncoderSettings, Rows, metric_of
+from ..tuning.methods import find_method
 from .jobs import Job, log, run_jobs
 
 MOVED = ("full", "lora", "road_1")
 PROBED = ("mrpc", "stsb", "cola", "rte")
 PROBE_RATES, PROBE_BATCH = (1e-3, 1e-2), 32
-SHARED = ("scale", "model", "rows", "validation", "test", "max_length")  # settings that study 2 has a use for
+PROBE_SETTINGS = ("scale", "model", "rows", "validation", "test", "max_length")  # what study 2 uses of the settings
 Progress = Callable[[str], None]
 
 
-def displacements(
-    settings: Settings,
+def run_displacement(
+    settings: EncoderSettings,
     ledger: Ledger,
     *,
     data: Path | None,
@@ -44,8 +44,11 @@ def displacements(
     budget: float | None = None,
     progress: Progress = log.info,
 ) -> int:
-    """Study 1: fine-tune on `task` with each method (at its second learning rate), then ΔM and ΔD of every development
-    row, validation and test. → runs left out for the budget
+    """Study 1: fine-tune on `task` with each method, then ΔM and ΔD of every development row, validation and test.
+
+    A method has its second learning rate. → how many runs the budget left out
+
+    data   the folder of `read_rows`
     """
     rows = EncoderData.load(task, settings, data=data, seed=seed)
 
@@ -65,21 +68,21 @@ def displacements(
 
     def jobs() -> Iterator[Job]:
         for method in methods:
-            rate = find(method).rates_at(settings.scale, 1)[0]
-            recipe = {
+            rate = find_method(method).rates_at(settings.scale, 1)[0]
+            setup = {
                 "experiment": "pilot1",
                 **dataclasses.asdict(settings),
                 "task": task,
                 "method": method,
                 "learning_rate": rate,
             }
-            yield Job(f"pilot 1, {find(method).label}", recipe, seed, partial(compute, method, rate))
+            yield Job(f"pilot 1, {find_method(method).label}", setup, seed, partial(compute, method, rate))
 
     return run_jobs(jobs(), ledger, budget=budget, progress=progress)
 
 
-def disentangle(
-    settings: Settings,
+def run_disentanglement(
+    settings: EncoderSettings,
     ledger: Ledger,
     *,
     data: Path | None,
@@ -91,8 +94,11 @@ def disentangle(
 ) -> int:
     """Study 2: a classifier on frozen [CLS] features that sees output, magnitude or angle; and one on a random backbone.
 
-    Each is trained with every rate of `PROBE_RATES`; the one better on validation is scored on test.
-    → runs left out for the budget
+    Each is trained with every rate of `PROBE_RATES`, and the one that is better on validation is scored on test.
+    → how many runs the budget left out
+
+    data     the folder of `read_rows`
+    epochs   of the classifiers
     """
 
     def compute(task: str, backbone: str, parts: Sequence[Part]) -> dict[str, Any]:
@@ -108,21 +114,21 @@ def disentangle(
     def jobs() -> Iterator[Job]:
         for task in tasks:
             for backbone, parts in (("pretrained", PARTS), ("random", PARTS[:1])):
-                recipe = {
+                setup = {
                     "experiment": "pilot2",
-                    **{name: getattr(settings, name) for name in SHARED},
+                    **{name: getattr(settings, name) for name in PROBE_SETTINGS},
                     "epochs": epochs,
                     "batch_size": PROBE_BATCH,
                     "task": task,
                     "backbone": backbone,
                 }
-                yield Job(f"pilot 2, {task}, {backbone}", recipe, seed, partial(compute, task, backbone, parts))
+                yield Job(f"pilot 2, {task}, {backbone}", setup, seed, partial(compute, task, backbone, parts))
 
     return run_jobs(jobs(), ledger, budget=budget, progress=progress)
 
 
 def _features(model: Any, rows: EncoderData, examples: Rows) -> tuple[Tensor, Tensor]:
-    """→ the last block's [CLS] [n, d], and the labels [n]."""
+    """The last block's [CLS] [n, d], and the labels [n]."""
     batches = rows.batches(examples)
     return cls_states(model, batches)[-1], torch.cat([batch["labels"] for batch in batches])
 
@@ -130,7 +136,7 @@ def _features(model: Any, rows: EncoderData, examples: Rows) -> tuple[Tensor, Te
 def _probe(
     sets: Sequence[tuple[Tensor, Tensor]], rows: EncoderData, part: Part, epochs: int, seed: int
 ) -> dict[str, float]:
-    """→ validation and test score of the better learning rate."""
+    """Validation and test score of the better learning rate. `sets`: features and labels to train on, of validation, of test."""
     (x, labels), *held_out = sets
     found = []
     for rate in PROBE_RATES:

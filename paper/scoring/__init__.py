@@ -1,5 +1,5 @@
-"""Evaluation: what training gained, on rows that it did not see.
+"""How answers and representations are scored, by the rules that were published for each task.
 
-from roadkit.evaluate.compare import compare
-print(compare(load_recipe("recipes/completion.yaml")).rows["tuned"])
+from paper.scoring import commonsense
+commonsense.extract("piqa", "the correct answer is solution2")      # "solution2"
 """

@@ -4,11 +4,11 @@
     # elsewhere, with an API key:  alpaca_eval --model_outputs outputs.json
     win_rate(read_annotations(Path("annotations.json")))
 
-The judge is a model behind an API. Nothing here stands in for it.
+The judge is a model behind an API. Nothing here takes its place.
 
 Source: tatsu-lab/alpaca_eval, results/*/model_outputs.json for the form of answers, src/alpaca_eval/metrics/winrate.py
-and helpers.py for the win rate: `win_rate` of its leaderboard, divided by 100. Its length-controlled win rate, by which
-AlpacaEval 2.0 sorts, is not computed here. (It needs no `generator`; without one it calls the model "Current model".)
+and helpers.py for the win rate, which is the leaderboard's `win_rate` divided by 100. AlpacaEval 2.0 sorts by a
+length-controlled win rate, which is not computed here. (Its files may lack `generator`; it then says "Current model".)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FIELDS = ("instruction", "output", "generator")
 
 
 def write_outputs(path: Path, rows: Sequence[Mapping[str, Any]], answers: Sequence[str], *, generator: str) -> None:
-    """One object a prompt: instruction, output, generator, and its data set where the row has one."""
+    """One object a prompt: instruction, output, generator, and the prompt's data set if its row names one."""
     write_json(
         path,
         [
@@ -42,9 +42,9 @@ def read_outputs(path: Path) -> list[dict[str, Any]]:
 
 
 def read_annotations(path: Path) -> list[dict[str, Any]]:
-    """The judge's file: `preference` is 1 where the reference won, 2 where the model did, between them for a share.
+    """The judge's file. `preference` is 1 if the reference won, 2 if the model did, and between them for a share.
 
-    0 is a draw in older files. null and NaN are undecided. Any other number is an error here; alpaca_eval drops it.
+    In older files 0 is a draw. null and NaN are undecided. Any other number raises `RecipeError`; alpaca_eval drops it.
     """
     entries = _entries(path, ("instruction", "preference"))
     for number, entry in enumerate(entries):
@@ -57,7 +57,7 @@ def read_annotations(path: Path) -> list[dict[str, Any]]:
 
 
 def win_rate(annotations: Sequence[Mapping[str, Any]]) -> float:
-    """Mean share of wins, 0 to 1; draws are half a win, entries that the judge left open do not count."""
+    """Mean share of wins, 0 to 1. A draw is half a win. Entries that the judge left undecided do not count."""
     preferences = [entry["preference"] for entry in annotations if not _undecided(entry["preference"])]
     if not preferences:
         raise RecipeError("the judge decided none of the entries")

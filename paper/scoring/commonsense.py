@@ -1,7 +1,7 @@
 """The eight commonsense tasks as LLM-Adapters asks and scores them: one instruction, one answer word.
 
     extract("piqa", "the correct answer is solution2")       # "solution2"
-    table = load("hellaswag", Path("data"), train=False)     # rows with instruction, output, answer
+    table = load("hellaswag", Path("data"), train=False)     # its rows have instruction, output, answer
 
 Sources: arXiv 2304.01933, AGI-Edgerunners/LLM-Adapters, commonsense_evaluate.py (prompt, extract_answer) and dataset/;
 the strict rule is that of stanfordnlp/pyreft, examples/loreft/compute_metrics.py with task_config.py.
@@ -16,7 +16,7 @@ from typing import Any
 
 from roadkit.train.data.tables import Table
 
-from .files import find_rows
+from ..data import read_rows
 
 NUMBERED = "answer1|answer2|answer3|answer4|answer5"  # one pattern for four tasks, though two have fewer answers
 ANSWERS = {
@@ -29,14 +29,13 @@ ANSWERS = {
     "arc_challenge": NUMBERED,
     "openbookqa": NUMBERED,
 }
-TRAINED = ("boolq", "arc_easy", "arc_challenge", "openbookqa")  # whose training rows the small scale has
-OTHER_NAMES = {"siqa": "social_i_qa", "hellaswag": "hellaswag_sub"}  # the latter a sample of 1,000 rows
+TRAINED = ("boolq", "arc_easy", "arc_challenge", "openbookqa")  # the small scale trains on the rows of these four
 PREFIX = "the correct answer is "
 RESPONSE = "### Response:"  # LLM-Adapters splits prompt and continuation at it and keeps the second piece
 
 
 def extract(task: str, text: str) -> str:
-    """The first answer word before a further "### Response:", case-sensitive; empty where there is none: wrong."""
+    """The first answer word before a further "### Response:", case-sensitive. If there is none it is empty: a wrong answer."""
     found = re.search(ANSWERS[task], text.partition(RESPONSE)[0])
     return found.group() if found else ""
 
@@ -46,15 +45,19 @@ def extract_strict(text: str) -> str:
     return text.partition(PREFIX)[2].strip()
 
 
-def load(task: str, data: Path, *, train: bool) -> Table:
-    """A task's rows (instruction, output, answer) below `data`/commonsense."""
-    names = [f"{name}_{'train' if train else 'test'}" for name in (task, OTHER_NAMES.get(task, task))]
-    table = find_rows(data / "commonsense", *names)
+def file_of(task: str, *, train: bool) -> str:
+    """The name of a task's rows in `paper.data`."""
+    return f"commonsense/{task}_{'train' if train else 'test'}"
+
+
+def load(task: str, data: Path | None, *, train: bool) -> Table:
+    """A task's rows with instruction, output and answer. `data` is the folder of `read_rows`."""
+    (table,) = read_rows(data, file_of(task, train=train))
     return Table([render(row) if "endings" in row else dict(row) for row in table.rows], table.numbers, table.origin)
 
 
 def render(row: Mapping[str, Any]) -> dict[str, str]:
-    """HellaSwag's context, after its activity where the row has one, and four endings as LLM-Adapters writes them."""
+    """HellaSwag's context (after its activity, if the row names one) and four endings, as LLM-Adapters writes them."""
     activity = f"{row['activity_label']}: " if row.get("activity_label") else ""
     endings = " ".join(f"Ending{i}: {ending}" for i, ending in enumerate(row["endings"], 1))
     answer = f"ending{int(row['label']) + 1}"

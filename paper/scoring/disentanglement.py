@@ -1,4 +1,4 @@
-"""What of a representation a classifier needs: its length, its direction, or both (RoAd §3.1, second study).
+"""What a classifier needs of a representation: its length, its direction, or both (RoAd §3.1, second study).
 
     probe = Probe(384, 2, part="angle")
     probe(x=features, labels=labels)["loss"]
@@ -9,8 +9,8 @@ A two-layer classifier on frozen features x, first weight W with rows w_i; its f
     magnitude   ‖w_i‖ ‖x‖           lengths alone
     angle       cos(w_i, x)         directions alone
 
-so output = magnitude × angle. A ReLU and a linear layer follow (ours: lengths are never negative, and a tanh would be
-flat there). No bias in the first layer, which would be neither.
+so output = magnitude × angle. A ReLU and a linear layer follow. The ReLU is our choice: magnitudes are never negative, and a
+tanh would be flat there. The first layer has no bias, because a bias is neither length nor direction.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 
 def first_layer(x: Tensor, weight: Tensor, part: Part) -> Tensor:
-    """x [n, d], weight [hidden, d] → [n, hidden]."""
+    """The first layer's output. x [n, d], weight [hidden, d] → [n, hidden]."""
     if part == "output":
         return x @ weight.T
     if part == "magnitude":
@@ -34,7 +34,10 @@ def first_layer(x: Tensor, weight: Tensor, part: Part) -> Tensor:
 
 
 class Probe(nn.Module):
-    """The classifier; `num_labels` 1 is a regression. Trainable by transformers' trainer."""
+    """The classifier, or a regression if `num_labels` is 1. transformers' trainer can train it.
+
+    Raises `ValueError` for an unknown part.
+    """
 
     def __init__(self, width: int, num_labels: int, *, part: Part):
         super().__init__()

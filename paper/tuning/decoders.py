@@ -1,9 +1,10 @@
-"""Decoders tuned by any method, and their greedy answers.
+"""Decoders trained by any method, and their greedy answers.
 
-    answers = Tuned.train(Settings(rows=64), "road_1", 3e-3, table, seed=0).answer(prompts, new_tokens=8)
+    tuned = TunedDecoder.train(DecoderSettings(rows=64), "road_1", 3e-3, table, seed=0)
+    texts = tuned.answer(["Name three colours."], new_tokens=8)
 
-A RoAd adapter answers through roadkit's engine as an adapter, beside base requests in one batch; other methods are merged
-first. LoReFT and prefix tuning, which have nothing to merge, answer through transformers' `generate`.
+A RoAd adapter answers through roadkit's engine, as an adapter. Other methods are merged into the base first. LoReFT and
+prefix tuning have nothing to merge; they answer through transformers' `generate`.
 """
 
 from __future__ import annotations
@@ -36,27 +37,27 @@ from roadkit.train.output.tensors import to_adapter, trainable_tensors
 from roadkit.train.recipe import Recipe
 
 from . import generation, loreft
-from .fit import fit, put_back, snapshot
-from .methods import find
+from .fit import Fitted, fit_method, put_back, snapshot
+from .methods import find_method
 
-BASE, LOREFT = "base", "loreft"  # methods of decoders alone: the one that tunes nothing, and LoReFT
-LABELS = {BASE: BASE, LOREFT: "LoReFT"}
-# §C.2, and LoReFT's published rate; others: their second of METHODS
-RATES = {BASE: 0.0, "road_1": 3e-3, "road_2": 3e-3, "road_4": 3e-3, "lora": 5e-4, LOREFT: 9e-4}
-ADAPTER = "tuned"  # an adapter's name in the engine
+BASE, LOREFT = "base", "loreft"  # methods for decoders alone: the one that trains nothing, and LoReFT
+DECODER_LABELS = {BASE: BASE, LOREFT: "LoReFT"}
+# §C.2, and LoReFT's published rate; any other method has the second of its own rates
+DECODER_RATES = {BASE: 0.0, "road_1": 3e-3, "road_2": 3e-3, "road_4": 3e-3, "lora": 5e-4, LOREFT: 9e-4}
+ADAPTER = "tuned"  # begins an adapter's name in the engine
 CACHE_GIB = {"cpu": 0.5, "cuda": 8.0}  # 16 thousand tokens of LLaMA-7B in 16 bits
 
 Complete = Callable[[Sequence[str], int], list[str]]  # prompts, new tokens → greedy answers
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the runs of one experiment share.
+class DecoderSettings:
+    """What an experiment's runs on a decoder share.
 
-    rows, questions   training rows; questions of each task; None takes all
+    rows, questions         training rows, and questions of each task; None takes all
     gradient_accumulation   batches that make a step; None is one
-    bf16              16-bit weights and autocast in training, 16-bit weights in the engine; adapters stay float32, and so
-                      does all of LoReFT
+    bf16                    16-bit weights and autocast in training, and 16-bit weights in the engine. Adapters stay
+                            float32, and so does everything of LoReFT
     """
 
     scale: str = "small"
@@ -72,16 +73,22 @@ class Settings:
     gradient_accumulation: int | None = None
 
 
-# commonsense: §C.2, learning rate 3e-3; 16 bits, as the paper's 23 GB for LLaMA-7B in table D.1 tell
-FULL = Settings("full", "huggyllama/llama-7b", None, None, 6, 32, 512, 32, 2, bf16=True)
+DECODER_SCALES = {
+    "small": DecoderSettings(),
+    "full": DecoderSettings(  # commonsense, §C.2; 16 bits, to judge by the paper's 23 GB for LLaMA-7B in table D.1
+        "full", "huggyllama/llama-7b", rows=None, questions=None, epochs=6, batch_size=32, max_length=512, new_tokens=32,
+        group_size=2, bf16=True,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """What answers: the model after the last epoch, or after each one.
+class TunedDecoder:
+    """A trained decoder that answers as it was after its last epoch, or after any one.
 
     epochs    one `Complete` for each epoch that was kept, in order; the last is the trained model
-    adapter   the one that the engine registered last, None where the method is elsewhere
+    facts     what training cost: trainable, steps, train_loss
+    adapter   the last epoch's, if the method is RoAd
     """
 
     epochs: Sequence[Complete]
@@ -91,19 +98,19 @@ class Tuned:
     @classmethod
     def train(
         cls,
-        settings: Settings,
+        settings: DecoderSettings,
         method: str,
         learning_rate: float,
         table: Table,
         *,
         seed: int,
         every_epoch: bool = False,
-        edits: loreft.Published = loreft.INSTRUCT,
-    ) -> Tuned:
-        """Tune the base on rows of (instruction, output); `BASE` tunes nothing.
+        edits: loreft.LoreftSettings = loreft.LOREFT_INSTRUCT,
+    ) -> TunedDecoder:
+        """Train the base model on rows with instruction and output. The method `BASE` trains nothing.
 
-        every_epoch   keep all of them
-        edits         LoReFT's recipe
+        every_epoch   keep every epoch; LoReFT and prefix tuning cannot, and raise `RecipeError`
+        edits         LoReFT's settings
         """
         if method == BASE:
             dtype = "bfloat16" if settings.bf16 else "float32"
@@ -125,7 +132,7 @@ class Tuned:
             return cls._train(method, prepare_data(recipe, table=table), every_epoch)
 
     @classmethod
-    def _train(cls, method: str, prepared: TrainingData, every_epoch: bool) -> Tuned:
+    def _train(cls, method: str, prepared: TrainingData, every_epoch: bool) -> TunedDecoder:
         model = load_base(prepared, device=models.best_device())
         recipe, tokenizer = prepared.recipe, prepared.tokenizer
         options: dict[str, Any] = {"tokenizer": tokenizer, "train": prepared.train.examples}
@@ -133,11 +140,11 @@ class Tuned:
         if method == "prefix":  # nothing to merge, and the engine has no prefixes
             if every_epoch:
                 raise RecipeError("prefix tuning keeps its last epoch only: run it with --last-epoch")
-            fitted = fit(model, method, recipe, **options)
-            return cls([partial(generation.complete, fitted.model.eval(), tokenizer)], _facts(fitted))
+            fitted = fit_method(model, method, recipe, **options)
+            return cls([partial(generation.answer_greedily, fitted.model.eval(), tokenizer)], _facts(fitted))
         if not method.startswith("road"):
             keep = (lambda tuned: kept.append(snapshot(tuned))) if every_epoch else None
-            fitted = fit(model, method, recipe, **options, after_epoch=keep)
+            fitted = fit_method(model, method, recipe, **options, after_epoch=keep)
             epochs = [partial(_complete_at, prepared, method, tensors) for tensors in kept]
             return cls(epochs or _served(_merged(fitted.model), tokenizer), _facts(fitted))
         base = Base(models.canonical_name(recipe.model), models.config_fingerprint(model.config))
@@ -147,16 +154,16 @@ class Tuned:
 
         with borrowed(model):
             keep = (lambda tuned: kept.append(adapter_of(tuned))) if every_epoch else None
-            fitted = fit(model, method, recipe, **options, after_epoch=keep)
+            fitted = fit_method(model, method, recipe, **options, after_epoch=keep)
             adapters = kept or [adapter_of(fitted.model)]
         return cls(_served(model, tokenizer, adapters), _facts(fitted), adapters[-1])
 
     @classmethod
-    def _train_loreft(cls, recipe: Recipe, table: Table, published: loreft.Published) -> Tuned:
+    def _train_loreft(cls, recipe: Recipe, table: Table, settings: loreft.LoreftSettings) -> TunedDecoder:
         model = models.load_causal(recipe.model, device=models.best_device())
         tokenizer = models.load_tokenizer(recipe.model)
         torch.manual_seed(recipe.seed)
-        edits = loreft.published(model, published)
+        edits = loreft.published_edits(model, settings)
         losses = train_edits(
             model, edits, encode_rows(recipe, tokenizer, task=loreft.TASK, table=table), tasks=[loreft.TASK],
             epochs=recipe.epochs, batch_size=recipe.batch_size * recipe.gradient_accumulation,
@@ -164,31 +171,30 @@ class Tuned:
         )  # fmt: skip
         trainable = sum(parameter.numel() for parameter in nn.ModuleList(edits.values()).parameters())
         facts = {"trainable": trainable, "steps": len(losses), "train_loss": sum(losses) / len(losses)}
-
-        return cls([partial(loreft.answer, model, tokenizer, edits)], facts)
+        return cls([partial(loreft.answer_with_edits, model, tokenizer, edits)], facts)
 
     def answer(self, instructions: Sequence[str], *, new_tokens: int, epoch: int = -1) -> list[str]:
-        """Greedy answers, batched."""
+        """Greedy answers of the model as it was after an epoch."""
         return self.epochs[epoch]([prompt_of(text) for text in instructions], new_tokens)
 
 
-def label_of(method: str) -> str:
-    """As in tables and messages. Raises `RecipeError` for an unknown method, as `rate_of` does."""
-    return LABELS[method] if method in LABELS else find(method).label
+def decoder_label(method: str) -> str:
+    """A method's name in messages. Raises `RecipeError` for an unknown method, as `rate_of` does."""
+    return DECODER_LABELS[method] if method in DECODER_LABELS else find_method(method).label
 
 
 def rate_of(method: str) -> float:
     """The learning rate that a method runs with; 0 for the base model."""
-    return RATES[method] if method in RATES else find(method).rates_at("full", 1)[0]
+    return DECODER_RATES[method] if method in DECODER_RATES else find_method(method).rates_at("full", 1)[0]
 
 
 def prompt_of(instruction: str) -> str:
-    """The prompt that training used."""
+    """An instruction as the prompt that training used."""
     return ALPACA.format(paired="", instruction=instruction, input="")
 
 
 def _served(model: Any, tokenizer: Any, adapters: Sequence[Adapter] = ()) -> list[Complete]:
-    """One engine that answers with each of the adapters, or without any."""
+    """One engine that answers with each of the adapters; without adapters, as the model itself."""
     model.eval().requires_grad_(False)
     named = {f"{ADAPTER}-{i}": adapter for i, adapter in enumerate(adapters)}
     engine = Engine(model, tokenizer, adapters=named, max_batch=8, cache_gib=CACHE_GIB[model.device.type])
@@ -207,8 +213,8 @@ def _complete_at(
     prepared: TrainingData, method: str, tensors: Mapping[str, Tensor], prompts: Sequence[str], new_tokens: int
 ) -> list[str]:
     """Answers of the model as it was after an earlier epoch, built and merged anew."""
-    gc.collect()  # an engine and its model hold each other, and the last epoch's need not wait for Python to notice
-    model = find(method).tune(load_base(prepared, device=models.best_device()), prepared.recipe)
+    gc.collect()  # frees the last epoch's engine and model now: they hold each other
+    model = find_method(method).tune(load_base(prepared, device=models.best_device()), prepared.recipe)
     put_back(model, tensors)
     (complete,) = _served(_merged(model), prepared.tokenizer)
     return complete(prompts, new_tokens)
@@ -218,5 +224,5 @@ def _merged(model: Any) -> Any:
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
-def _facts(fitted: Any) -> dict[str, Any]:
+def _facts(fitted: Fitted) -> dict[str, Any]:
     return {"trainable": fitted.trainable, "steps": fitted.steps, "train_loss": fitted.train_loss}

@@ -1,7 +1,8 @@
 """GLUE rows ready for any method: tokenised, split as the paper does, with a fresh base model for each run.
 
-data = EncoderData.load("rte", Settings(rows=300), data=Path("../shared/data"), seed=0)
-model = data.fresh(); fitted = data.fit(model, "lora", 1e-3); data.score(fitted.model, data.test)
+data = EncoderData.load("rte", EncoderSettings(rows=300), data=None, seed=0)
+fitted = data.fit(data.fresh(), "lora", 1e-3)
+data.score(fitted.model, data.test)
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor
 
 from roadkit import models
-from roadkit.errors import RecipeError, nearest
 from roadkit.train.data.encoded import encode
 from roadkit.train.data.training_data import TrainingData, prepare_data
 from roadkit.train.evaluation.metrics import classification_metrics, regression_metrics
@@ -24,21 +24,22 @@ from roadkit.train.model.base import load_base
 from roadkit.train.model.targets import head_names
 from roadkit.train.recipe import Recipe
 
-from ..scoring import glue
-from .fit import Fitted, fit
+from ..data import sample_rows
+from ..scoring.glue_tasks import find_glue_task, load_glue, split_dev
+from .fit import Fitted, fit_method
 
 Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the runs of one experiment share.
+class EncoderSettings:
+    """What an experiment's runs on an encoder share.
 
-    rows, validation, test  rows drawn of each part; None takes all
-    bf16                    16-bit autocast; weights stay float32, whatever the method
-    search_epochs           of the runs that choose a learning rate; None: as many as the others
-    head_learning_rate      of the classifier, and the pooler with it, whatever the method; None: the method's
-    frozen_pooler           a BERT's pooler is a layer like others, not trained with the classifier as RoBERTa's is
+    rows, validation, test   rows drawn of each part; None takes all
+    bf16                     16-bit autocast; weights stay float32, whatever the method
+    search_epochs            epochs of the runs that choose a learning rate; None: as many as the others have
+    head_learning_rate       of the classifier and the pooler, whatever the method; None: the method's
+    frozen_pooler            a BERT's pooler is left to the method, like any layer; else it trains with the classifier
     """
 
     scale: str = "small"
@@ -56,13 +57,18 @@ class Settings:
     frozen_pooler: bool = False
 
 
-FULL = Settings("full", "FacebookAI/roberta-base", None, None, None, 20, 32, 128, 2)  # §C.1; group size 2: neighbours
-SETTINGS = {"small": Settings(head_learning_rate=1e-3), "full": FULL}
+ENCODER_SCALES = {
+    "small": EncoderSettings(head_learning_rate=1e-3),
+    "full": EncoderSettings(  # §C.1; group size 2 pairs neighbours
+        "full", "FacebookAI/roberta-base", rows=None, validation=None, test=None, epochs=20, batch_size=32, max_length=128,
+        group_size=2,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class EncoderData:
-    """One task's rows, for the runs of one seed. `recipe` holds what every method shares."""
+    """One task's rows, for the runs of one seed. `prepared.recipe` holds what every method shares."""
 
     task: str
     prepared: TrainingData
@@ -72,20 +78,17 @@ class EncoderData:
     frozen_pooler: bool = False
 
     @classmethod
-    def load(cls, task: str, settings: Settings, *, data: Path | None, seed: int) -> EncoderData:
-        """Rows are drawn, and the development set is cut, by the seed (table C.1)."""
-        if task not in glue.TASKS:
-            raise RecipeError(f"no task {task!r}{nearest(task, glue.TASKS)}; there are {', '.join(glue.TASKS)}")
-        found = glue.TASKS[task]
-        train, dev = glue.load(found, data)
-        validation, test = glue.split_dev(dev, seed=seed)
+    def load(cls, task: str, settings: EncoderSettings, *, data: Path | None, seed: int) -> EncoderData:
+        """The seed draws the rows, and cuts the development set (table C.1). `data` is the folder of `read_rows`."""
+        found = find_glue_task(task)
+        train, dev = load_glue(task, data, scale=settings.scale)
+        validation, test = split_dev(dev, seed=seed)
         recipe = Recipe(
             model=settings.model,
-            data=found.train,
+            data=train.origin,
             output=str(Path(tempfile.gettempdir()) / f"roadkit-{task}"),
             task=found.kind,  # type: ignore[arg-type]
             num_labels=found.num_labels if found.kind == "classification" else None,
-            columns=found.columns if data is None else {},
             max_length=settings.max_length,
             group_size=settings.group_size,
             epochs=settings.epochs,
@@ -95,10 +98,10 @@ class EncoderData:
             head_learning_rate=settings.head_learning_rate,
             seed=seed,
         )
-        prepared = prepare_data(recipe, table=glue.sample_rows(train, settings.rows, seed=seed))
+        prepared = prepare_data(recipe, table=sample_rows(train, settings.rows, seed=seed))
         held_out = [
             encode(
-                glue.sample_rows(part, count, seed=seed), prepared.layout, prepared.tokenizer, recipe,
+                sample_rows(part, count, seed=seed), prepared.layout, prepared.tokenizer, recipe,
                 max_length=prepared.max_length,
             ).examples
             for part, count in ((validation, settings.validation), (test, settings.test))
@@ -108,21 +111,24 @@ class EncoderData:
 
     @property
     def metric(self) -> str:
-        return glue.TASKS[self.task].metric
+        return find_glue_task(self.task).metric
 
     def fresh(self) -> Any:
-        """The base model with a new head that depends on the seed alone, on the GPU where there is one."""
+        """The base model with a new head that depends on the seed alone; on the GPU if there is one."""
         return load_base(self.prepared, device=models.best_device())
 
     def fit(self, model: Any, method: str, learning_rate: float, *, epochs: int | None = None) -> Fitted:
-        """Train in place, `epochs` in place of the settings'; of the epochs the one best on validation is kept."""
+        """Train in place. Of the epochs, the best on validation is kept.
+
+        epochs   instead of the settings'
+        """
         with tempfile.TemporaryDirectory() as folder:
             output = str(Path(folder) / "adapter")
             changes = {"learning_rate": learning_rate, "output": output, "bf16": self.bf16}
             changes |= {} if epochs is None else {"epochs": epochs}
             changes |= {} if self.frozen_pooler else {"modules_to_save": with_pooler(model, self.prepared.recipe)}
             recipe = Recipe(**self.prepared.recipe.model_dump() | changes)
-            return fit(
+            return fit_method(
                 model, method, recipe, tokenizer=self.prepared.tokenizer,
                 train=self.prepared.train.examples, validation=self.validation, best=self.metric,
             )  # fmt: skip
@@ -134,7 +140,7 @@ class EncoderData:
 
     @torch.no_grad()
     def score(self, model: Any, rows: Rows) -> float:
-        """The task's metric."""
+        """The task's metric on `rows`, as `self.test` holds them."""
         logits, gold = [], []
         for batch in self.batches(rows):
             gold.append(batch.pop("labels"))
@@ -146,14 +152,14 @@ class EncoderData:
 
 
 def with_pooler(model: Any, recipe: Recipe) -> tuple[str, ...]:
-    """The classifier, and the pooler before it where the model has one (BERT; sentence encoders leave it untrained)."""
+    """The names of the classifier and, if the model has one before it, the pooler, which sentence encoders leave untrained."""
     pooler = f"{model.base_model_prefix}.pooler"
     own = [pooler] if getattr(model.base_model, "pooler", None) is not None else []
     return (*head_names(model, recipe), *own)
 
 
 def metric_of(metric: str, logits: Tensor, labels: Tensor) -> float:
-    """One metric of logits [n, labels], or [n, 1] of a regression."""
+    """One metric of logits [n, labels], or [n, 1] of a regression, against labels [n]."""
     if metric in ("pearson", "spearman"):
         return regression_metrics(logits.squeeze(-1).numpy(), labels.float().numpy())[metric]
     return classification_metrics(logits.argmax(-1).numpy(), labels.numpy())[metric]

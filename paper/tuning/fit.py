@@ -1,9 +1,9 @@
-"""One training run of any method, through roadkit's own trainers, and the best epoch by a validation metric.
+"""One training run of any method, through roadkit's own trainers. Of its epochs the best by a validation metric is kept.
 
-    fitted = fit(model, "lora", recipe, tokenizer=tokenizer, train=rows, validation=others, best="accuracy")
+    fitted = fit_method(model, "lora", recipe, tokenizer=tokenizer, train=rows, validation=others, best="accuracy")
     fitted.model, fitted.validation["accuracy"], fitted.trainable
 
-Data, loops, schedules and guards are those of `roadkit.train`, whatever the method.
+Loops, schedules and guards are those of `roadkit.train`, whatever the method.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from roadkit.train.trainers.callbacks import held_out_metrics
 from roadkit.train.trainers.state import RunState
 from roadkit.train.trainers.trainer import build_trainer
 
-from .methods import find, num_trainable
+from .methods import find_method, num_trainable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,10 +33,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The trained model (for full fine-tuning and BitFit the base itself, changed), and what the run cost.
+    """A trained model, and what its training cost.
 
-    validation  metrics of the kept epoch; empty without validation rows
-    trainable   parameters, heads not counted
+    model        for full fine-tuning and BitFit the base model itself, changed in place
+    validation   metrics of the epoch that was kept; empty without validation rows
+    trainable    number of trained parameters, heads not counted
     """
 
     model: nn.Module
@@ -47,7 +48,10 @@ class Fitted:
 
 
 class KeepBest(TrainerCallback):
-    """Keeps the trained tensors of the evaluation with the highest `metric`; the first of equals stays."""
+    """Keeps the trained tensors of the epoch with the best `metric`: the highest, or the lowest loss; the first of equals.
+
+    Raises `RecipeError` if an evaluation lacks the metric.
+    """
 
     def __init__(self, metric: str):
         self.metric = metric
@@ -65,6 +69,7 @@ class KeepBest(TrainerCallback):
         self._kept = snapshot(kwargs["model"])
 
     def restore(self, model: nn.Module) -> None:
+        """Put the kept tensors back into the model."""
         put_back(model, self._kept)
 
 
@@ -78,7 +83,7 @@ class AfterEpoch(TrainerCallback):
         self.look(kwargs["model"])
 
 
-def fit(
+def fit_method(
     model: PreTrainedModel,
     method: str,
     recipe: Recipe,
@@ -91,13 +96,14 @@ def fit(
 ) -> Fitted:
     """Train `method` on tokenised rows. With validation rows, evaluate after every epoch and keep the best one.
 
-    after_epoch   called with the model in training at the end of each epoch
+    best          the metric that chooses the epoch
+    after_epoch   called with the model at the end of each epoch
 
     Raises `RecipeError` for an unknown method or metric, and for a loss that stops being a number.
     """
     heads = head_names(model, recipe)
     set_seed(recipe.seed)
-    tuned = find(method).tune(model, recipe)
+    tuned = find_method(method).tune(model, recipe)
     tuned.train()
     with padding(tokenizer, model):
         trainer = build_trainer(
@@ -123,13 +129,13 @@ def fit(
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the tensors in training."""
+    """Copies of the tensors that are trained."""
     return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
 
 
 @torch.no_grad()
 def put_back(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
-    """Copy what `snapshot` gave back into the model."""
+    """Copy the tensors of a `snapshot` back into the model."""
     parameters = dict(model.named_parameters())
     for name, value in kept.items():
         parameters[name].copy_(value)

@@ -1,6 +1,6 @@
 """Greedy answers by transformers' `generate`, for what roadkit's engine does not have: edits of hidden states, prefixes.
 
-texts = complete(model, tokenizer, prompts, 32)      # in batches of 8
+texts = answer_greedily(model, tokenizer, prompts, 32)      # in batches of 8
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BATCH = 8  # prompts answered at a time
 
 
 @torch.no_grad()
-def greedy(
+def answer_batch(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[str],
@@ -27,7 +27,10 @@ def greedy(
     no_repeat_ngram_size: int = 0,
     repetition_penalty: float = 1.0,
 ) -> list[str]:
-    """One batch, padded on the left, ended by the engine's end tokens; the model's own repetition settings do not count."""
+    """Greedy answers to one batch, padded on the left. The engine's end tokens end an answer.
+
+    The repetition settings of the model's own generation configuration are not used.
+    """
     with padding(tokenizer, model):
         inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(model.device)
         output = model.generate(
@@ -38,18 +41,21 @@ def greedy(
     return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def complete(
+def answer_greedily(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[str],
     new_tokens: int,
     *,
-    around: Callable[[Sequence[str]], AbstractContextManager] = lambda part: nullcontext(),
+    around: Callable[[Sequence[str]], AbstractContextManager] = lambda batch: nullcontext(),
 ) -> list[str]:
-    """`greedy`, `BATCH` prompts at a time; `around` gives what each batch runs inside of."""
+    """`answer_batch` for `BATCH` prompts at a time.
+
+    around   gives a context in which a batch is answered
+    """
     texts: list[str] = []
     for at in range(0, len(prompts), BATCH):
-        part = prompts[at : at + BATCH]
-        with around(part):
-            texts += greedy(model, tokenizer, part, new_tokens=new_tokens)
+        batch = prompts[at : at + BATCH]
+        with around(batch):
+            texts += answer_batch(model, tokenizer, batch, new_tokens=new_tokens)
     return texts

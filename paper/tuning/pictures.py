@@ -1,11 +1,12 @@
 """Questions about pictures on disk, through a model's own processor: rows to train on, and greedy answers.
 
     processor = AutoProcessor.from_pretrained("llava-hf/llava-1.5-7b-hf")
-    rows = Pictures.load(Path("data"), "pope", processor)
-    texts = rows.answers(model, new_tokens=16)
+    pictures = Pictures.load(Path("data"), "pope", processor)
+    texts = pictures.answers(model, new_tokens=16)
 
-Rows lie in `data`/multimodal/NAME.jsonl: `image` (a path from there), `question` (with LLaVA's instruction on the form of
-the answer, where a benchmark has one), and `answer` or `answers`. The prompt is LLaVA-1.5's, without its system text.
+Rows lie in multimodal/NAME.jsonl of a data folder. They have `image` (a path from the file's folder), `question` and `answer`
+or `answers`. If a benchmark has LLaVA's instruction on the form of the answer, the question includes it. The prompt is
+LLaVA-1.5's, without its system text.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from roadkit.train.data.batches import pad_batch
 from roadkit.train.data.tables import Table
 from roadkit.train.data.tokens import IGNORED
 
-from ..scoring.files import find_rows
+from ..data import read_rows
 
 PROMPT = "USER: <image>\n{} ASSISTANT:"
 BATCH = 8  # pictures answered at a time
@@ -31,17 +32,17 @@ BATCH = 8  # pictures answered at a time
 
 @dataclass(frozen=True)
 class Pictures:
-    """The rows of one file. As a sequence: examples to train on, read when they are asked for."""
+    """The rows of one file. As a sequence it holds examples to train on, each read when it is asked for."""
 
     table: Table
     folder: Path
     processor: Any
 
     @classmethod
-    def load(cls, data: Path, name: str, processor: Any) -> Pictures:
-        """Raises `RecipeError` for a missing file, column or picture, naming the row."""
-        folder = data / "multimodal"
-        table = find_rows(folder, name)
+    def load(cls, data: Path | None, name: str, processor: Any) -> Pictures:
+        """Raises `RecipeError` for a missing file, column or picture, naming the row. `data` is the folder of `read_rows`."""
+        (table,) = read_rows(data, file_of(name))
+        folder = Path(table.origin).parent
         for row in table:
             row.text("question")
             if not (path := folder / row.text("image")).is_file():
@@ -54,7 +55,7 @@ class Pictures:
         return len(self.table)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """input_ids and labels (a list each), the prompt's IGNORED; pixel_values [3, height, width]."""
+        """input_ids and labels, a list each, with IGNORED for the prompt's labels; pixel_values [3, height, width]."""
         inputs = self._inputs([index])
         tokenizer = self.processor.tokenizer
         answer = tokenizer(f" {self.table[index].text('answer')}", add_special_tokens=False)["input_ids"]
@@ -67,7 +68,7 @@ class Pictures:
 
     @torch.no_grad()
     def answers(self, model: Any, *, new_tokens: int) -> list[str]:
-        """Greedy answers, batched, in the rows' order."""
+        """Greedy answers in the rows' order, `BATCH` at a time."""
         texts: list[str] = []
         for at in range(0, len(self), BATCH):
             inputs = self._inputs(range(at, min(at + BATCH, len(self)))).to(model.device, model.dtype)
@@ -88,6 +89,11 @@ class Pictures:
         return self.processor(images=images, text=prompts, padding=True, padding_side="left", return_tensors="pt")
 
 
+def file_of(name: str) -> str:
+    """The name of a benchmark's rows in `paper.data`; "train" are those to train on."""
+    return f"multimodal/{name}"
+
+
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Examples as one batch, padded on the right."""
+    """Examples of `Pictures` as one batch, padded on the right."""
     return pad_batch(list(rows), 0) | {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}

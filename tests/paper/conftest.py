@@ -1,4 +1,4 @@
-"""Tiny models on disk and a folder of rows in the layout that the experiments read."""
+"""Tiny models on disk, and a folder of rows as the experiments read them."""
 
 from __future__ import annotations
 
@@ -66,17 +66,19 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def small(bert):
-    from paper.tuning.encoders import Settings
+def encoder(bert):
+    """Settings of a few steps on the tiny encoder."""
+    from paper.tuning.encoders import EncoderSettings
 
-    return Settings(model=bert, rows=12, validation=8, test=8, epochs=1, batch_size=4, group_size=16)
+    return EncoderSettings(model=bert, rows=12, validation=8, test=8, epochs=1, batch_size=4, group_size=16)
 
 
 @pytest.fixture
 def decoder(llama):
-    from paper.tuning.decoders import Settings
+    """Settings of a few steps on the tiny decoder."""
+    from paper.tuning.decoders import DecoderSettings
 
-    return Settings(
+    return DecoderSettings(
         model=llama, rows=4, questions=2, epochs=1, batch_size=2, max_length=512, new_tokens=3, group_size=16
     )
 
@@ -86,3 +88,54 @@ def ledger(tmp_path):
     from paper.ledger import Ledger
 
     return Ledger(tmp_path / "ledger.jsonl")
+
+
+@pytest.fixture(scope="session")
+def llava(tmp_path_factory) -> str:
+    """A tiny LLaVA and its processor on disk."""
+    import torch
+    from transformers import CLIPImageProcessorPil, LlavaProcessor
+
+    from paper.runs.multimodal import SIDE, RandomLlava, tiny_llava
+
+    tokenizer = make_tokenizer(chat=False)
+    torch.manual_seed(0)
+    model = tiny_llava(RandomLlava(width=64), tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})  # the one past the last
+    size = {"height": SIDE, "width": SIDE}
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size), tokenizer=tokenizer,
+        patch_size=SIDE // 2, vision_feature_select_strategy="default", image_token="<image>",
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("base") / "llava"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def processor(llava):
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(llava)
+
+
+@pytest.fixture(scope="session")
+def album(tmp_path_factory):
+    """Pictures of one colour; what is asked about them in every benchmark has the same answer: whether they are red."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("album") / "multimodal"
+    folder.mkdir()
+    rows = []
+    for i in range(8):
+        red = i % 2 == 0
+        Image.new("RGB", (40, 30), (250, 10, 10) if red else (10, 10, 250)).save(folder / f"{i}.png")
+        answer = "yes" if red else "no"
+        rows.append({"image": f"{i}.png", "question": "Is it red?" if i < 4 else "Red?", "answer": answer})
+    for name in ("train", "gqa", "pope", "scienceqa"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    people = [{**row, "answers": [row["answer"]] * 10} for row in rows]
+    (folder / "textvqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in people))
+    return folder.parent

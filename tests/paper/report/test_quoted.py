@@ -7,15 +7,15 @@ from importlib.resources import files
 
 import pytest
 
-from paper.report import quoted as paper
-from paper.runs import multimodal
-from paper.tuning.decoders import LABELS as DECODED
-from paper.tuning.methods import METHODS, SIZED
+from paper.report.quoted import ABSENT, AS_LARGE, RERUN, quoted_average, quoted_experiments, quoted_table
+from paper.runs.multimodal import MULTIMODAL_METHODS, PretrainedLlava
+from paper.tuning.decoders import DECODER_LABELS
+from paper.tuning.methods import METHODS, PAPER_SIZED
 
 TABLES = json.loads(files("paper").joinpath("report/quoted.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("experiment", paper.experiments())
+@pytest.mark.parametrize("experiment", quoted_experiments())
 def test_averages_are_the_means_of_their_rows(experiment):
     for row in TABLES[experiment]["rows"]:
         assert len(row["scores"]) == len(TABLES[experiment]["columns"])
@@ -25,17 +25,17 @@ def test_averages_are_the_means_of_their_rows(experiment):
 
 
 def test_names_lead_to_methods_that_their_experiments_have():
-    generative = {*METHODS, *DECODED}
-    have = {"glue": {*METHODS}, "multimodal": {*multimodal.ARMS}, "efficiency": {*METHODS}}
-    for experiment in paper.experiments():
-        named = {paper.RERUN.get(row["method"]) for row in TABLES[experiment]["rows"]} - {None}
-        offered = {name for name in named if (experiment, name) not in paper.ABSENT}
+    generative = {*METHODS, *DECODER_LABELS}
+    have = {"glue": {*METHODS}, "multimodal": {*MULTIMODAL_METHODS}, "efficiency": {*METHODS}}
+    for experiment in quoted_experiments():
+        named = {RERUN.get(row["method"]) for row in TABLES[experiment]["rows"]} - {None}
+        offered = {name for name in named if (experiment, name) not in ABSENT}
         assert offered <= have.get(experiment, generative), experiment
-        assert {*paper.AS_LARGE.get(experiment, {}).values()} <= {*SIZED, *multimodal.Real.arms}
+        assert {*AS_LARGE.get(experiment, {}).values()} <= {*PAPER_SIZED, *PretrainedLlava.methods}
 
 
 def test_rows_that_nobody_reran_say_so():
-    lines = paper.quoted("glue")
+    lines = quoted_table("glue")
     assert lines[0] == "*quoted from arXiv 2409.00119v2, table 2*"
     assert next(line for line in lines if "| RED |" in line).endswith("| quoted, not rerun |")
     assert next(line for line in lines if "| RoAd1 |" in line).endswith("| 85.6 | `road_1` |")
@@ -44,7 +44,7 @@ def test_rows_that_nobody_reran_say_so():
 
 
 def test_averages_by_our_names():
-    assert paper.average("glue", "road_1") == ("RoBERTa-base", 85.6)
-    assert paper.average("commonsense", "lora") == ("LLaMA-7B", 74.7)
-    assert paper.average("glue", "head") is None
-    assert paper.average("pilot1", "road_1") is None
+    assert quoted_average("glue", "road_1") == ("RoBERTa-base", 85.6)
+    assert quoted_average("commonsense", "lora") == ("LLaMA-7B", 74.7)
+    assert quoted_average("glue", "head") is None
+    assert quoted_average("pilot1", "road_1") is None

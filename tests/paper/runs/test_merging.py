@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
 
-from paper.report.report import write
-from paper.runs.merging import Settings, run, survival
+from paper.report.study_folder import write_study
+from paper.runs.merging import MergingSettings, run_merging, survival
 from roadkit.errors import RecipeError
 
 
@@ -19,8 +20,6 @@ def test_survival_is_the_share_of_the_gain_that_is_kept():
 
 
 def test_both_kinds_are_merged_once_and_reported(tmp_path, tiny_bert, tiny_tokenizer, placed):
-    import gzip
-
     model = tmp_path / "model"
     tiny_bert(vocab_size=384, num_attention_heads=2).save_pretrained(model)
     tiny_tokenizer.save_pretrained(model)
@@ -36,8 +35,10 @@ def test_both_kinds_are_merged_once_and_reported(tmp_path, tiny_bert, tiny_token
     with gzip.open(tmp_path / "classify" / "clinc150_train.jsonl.gz", "wt") as file:
         file.write(text)
     (tmp_path / "classify" / "clinc150_test.jsonl").write_text(text)
-    settings = Settings(model=str(model), domains=("one", "two"), rows=8, held_out=6, epochs=2, batch_size=4, rank=2)
-    ledger = run(settings, tmp_path / "out", data=tmp_path)
+    settings = MergingSettings(
+        model=str(model), domains=("one", "two"), rows=8, held_out=6, epochs=2, batch_size=4, rank=2
+    )
+    ledger = run_merging(settings, tmp_path / "out", data=tmp_path)
     road, lora = (row["metrics"]["accuracy"] for row in ledger.rows())
     assert set(placed) == {"cpu:0"}, "models go to the best device"
     assert road["base"] == lora["base"]
@@ -45,9 +46,9 @@ def test_both_kinds_are_merged_once_and_reported(tmp_path, tiny_bert, tiny_token
     assert {"TIES, density 0.5", "DARE linear, density 0.5"} <= set(lora)
     assert all(0 <= share <= 1 for ways in (road, lora) for tasks in ways.values() for share in tasks.values())
     before = ledger.path.read_bytes()
-    assert run(settings, tmp_path / "out", data=tmp_path).path.read_bytes() == before
-    report, table = write(ledger)
+    assert run_merging(settings, tmp_path / "out", data=tmp_path).path.read_bytes() == before
+    report, table = write_study(ledger)
     assert "| geometric mean |" in report.read_text()
     assert len(table.read_text().splitlines()) == 1 + 2 * (len(road) + len(lora))
     with pytest.raises(RecipeError, match="no domain 'three' in clinc150; there are one, two"):
-        run(Settings(model=str(model), domains=("three",)), tmp_path / "out", data=tmp_path)
+        run_merging(MergingSettings(model=str(model), domains=("three",)), tmp_path / "out", data=tmp_path)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from paper.report.tables import tables
+from paper.report.tables import result_tables
 from paper.runs import size
 
-TINY = size.Shape("llama", 64, 128, 2, 4, 4, 50)
+TINY = size.ModelShape("llama", 64, 128, 2, 4, 4, 50)
 
 
 def test_counts_are_the_published_models_and_one_parameter_for_each_output():
@@ -26,14 +26,14 @@ def test_an_encoder_is_counted_without_its_head():
 
 
 def test_the_study_is_resumed_and_tabled(ledger):
-    options = {"published": {"tiny": TINY}, "timed": (TINY,), "step": size.Step(batch=1, tokens=4, rounds=2)}
-    assert size.run(ledger, **options) == 0
-    assert size.run(ledger, **options) == 0
+    options = {"published": {"tiny": TINY}, "timed": (TINY,), "timing": size.StepTiming(batch=1, tokens=4, rounds=2)}
+    assert size.run_size(ledger, **options) == 0
+    assert size.run_size(ledger, **options) == 0
     count, step = (row["metrics"] for row in ledger.rows())
     assert count["road_1"] == step["road_1"] == 2 * (4 * 64 + 2 * 128 + 64)
     assert count["parameters"] == step["parameters"]
     assert 0 < step["ratio_min"] <= step["ratio"] <= step["ratio_max"]
-    table = tables(ledger.rows())["size"]
+    table = result_tables(ledger.rows())["size"]
     assert f"| tiny | {count['parameters']:,} | 1,152 | {1152 / count['parameters']:.3%}".replace("%", " % |") in table
     assert "random weights, 1 rows of 4 tokens, medians of 2 rounds" in table
     assert "| width 64, 2 blocks |" in table

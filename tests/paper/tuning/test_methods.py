@@ -1,12 +1,9 @@
-"""Each method trains what it says, and nothing else; the best epoch comes back."""
+"""Each method trains what it says, and nothing else."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -17,8 +14,7 @@ from transformers import (
 )
 
 from paper.tuning.encoders import with_pooler
-from paper.tuning.fit import KeepBest
-from paper.tuning.methods import FAMILIES, KNOWN, METHODS, find, num_trainable
+from paper.tuning.methods import ALL_METHODS, FAMILIES, METHODS, find_method, num_trainable
 from roadkit.errors import RecipeError
 from roadkit.modules import linear_layers
 from roadkit.train.model.targets import head_names
@@ -30,6 +26,8 @@ OF_ENCODERS = [
     )  # it misses a CUDA compiler
     for name in (*METHODS, "lora_qv")
 ]
+
+
 LAYERS = 2 * (4 * 64 + 128 + 64) + 64  # widths of the tiny BERT's linear layers, its pooler's included
 
 
@@ -37,7 +35,7 @@ def tuned(tiny_bert, name):
     model = tiny_bert(num_labels=2)
     recipe = Recipe(model="x", data="x", output="x", task="classification", group_size=16)
     heads = head_names(model, recipe)
-    return find(name).tune(model, recipe), heads
+    return find_method(name).tune(model, recipe), heads
 
 
 @pytest.mark.parametrize("name", OF_ENCODERS)
@@ -83,7 +81,7 @@ def test_ia3_scales_every_layer_of_a_decoder_and_three_of_an_encoder(tiny_bert, 
     inputs = {name: layer.in_features for name, layer in layers.items() if name.endswith("down_proj")}
     outputs = [layer.out_features for name, layer in layers.items() if name not in inputs and name != "lm_head"]
     recipe = Recipe(model="x", data="x", output="x", group_size=16)
-    assert num_trainable(find("ia3").tune(model, recipe)) == sum(inputs.values()) + sum(outputs)
+    assert num_trainable(find_method("ia3").tune(model, recipe)) == sum(inputs.values()) + sum(outputs)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +102,7 @@ def test_trainable_shares_are_the_papers(name, config, percent):
         total = sum(parameter.numel() for parameter in model.parameters())
         recipe = Recipe(model="x", data="x", output="x", task="causal" if causal else "classification", group_size=2)
         heads = head_names(model, recipe)
-        share = 100 * num_trainable(find(name).tune(model, recipe), heads) / total
+        share = 100 * num_trainable(find_method(name).tune(model, recipe), heads) / total
     assert share == pytest.approx(percent, abs=0.011)
 
 
@@ -118,7 +116,7 @@ def test_roads_recipes_train_at_most_a_fifteenth_of_loras():
             model = BertForSequenceClassification(config)
             recipe = Recipe(model="x", data="x", output="x", task="classification", group_size=64)
             recipe = Recipe(**recipe.model_dump() | {"modules_to_save": with_pooler(model, recipe)})
-            counts[name] = num_trainable(find(name).tune(model, recipe), head_names(model, recipe))
+            counts[name] = num_trainable(find_method(name).tune(model, recipe), head_names(model, recipe))
     assert counts["road_1"] == 20_736 and counts["lora"] == 331_776
     assert all(15 * counts[name] <= counts["lora"] for name in FAMILIES["RoAd"])
 
@@ -127,7 +125,7 @@ def test_a_model_without_what_a_method_trains_is_named(tiny_llama, tiny_bert):
     recipe = Recipe(model="x", data="x", output="x", group_size=16)
     for name in ("bitfit", "head"):
         with pytest.raises(RecipeError, match="LlamaForCausalLM has nothing that this method trains"):
-            find(name).tune(tiny_llama(), recipe)
+            find_method(name).tune(tiny_llama(), recipe)
     with pytest.raises(RecipeError, match="BertForSequenceClassification has no layer called q_proj"):
         tuned(tiny_bert, "lora_32")
 
@@ -135,38 +133,12 @@ def test_a_model_without_what_a_method_trains_is_named(tiny_llama, tiny_bert):
 def test_a_recipe_pairs_other_channels_than_the_one_it_is_compared_with(tiny_bert):
     for usual, other in ((64, 2), (2, 64)):
         recipe = Recipe(model="x", data="x", output="x", task="classification", group_size=usual)
-        model = find("road_1_other_pairs").tune(tiny_bert(num_labels=2), recipe)
+        model = find_method("road_1_other_pairs").tune(tiny_bert(num_labels=2), recipe)
         assert model.peft_config["default"].group_size == other
 
 
 def test_equal_numbers_of_learning_rates_and_the_nearest_name():
-    assert {len(method.rates) for method in KNOWN.values()} == {4}
+    assert {len(method.rates) for method in ALL_METHODS.values()} == {4}
     assert len({len(names) for names in FAMILIES.values()}) == 1
     with pytest.raises(RecipeError, match="did you mean 'road_1'"):
-        find("road1")
-
-
-def test_the_best_epoch_comes_back():
-    model, keep = nn.Linear(2, 1), KeepBest("accuracy")
-
-    def epoch(value: float, accuracy: float) -> None:
-        with torch.no_grad():
-            model.weight.fill_(value)
-        keep.on_evaluate(SimpleNamespace(), SimpleNamespace(), None, metrics={"eval_accuracy": accuracy}, model=model)
-
-    for value, accuracy in ((1.0, 0.5), (2.0, 0.8), (3.0, 0.8), (4.0, 0.6)):
-        epoch(value, accuracy)
-    keep.restore(model)
-    assert model.weight.tolist() == [[2.0, 2.0]]
-    assert keep.best == {"accuracy": 0.8}
-    with pytest.raises(RecipeError, match="no metric 'pearson'"):
-        KeepBest("pearson").on_evaluate(
-            SimpleNamespace(), SimpleNamespace(), None, metrics={"eval_loss": 1.0}, model=model
-        )
-
-
-def test_the_smallest_loss_is_the_best():
-    model, keep = nn.Linear(2, 1), KeepBest("loss")
-    for loss in (2.0, 1.0, 3.0):
-        keep.on_evaluate(SimpleNamespace(), SimpleNamespace(), None, metrics={"eval_loss": loss}, model=model)
-    assert keep.best == {"loss": 1.0}
+        find_method("road1")

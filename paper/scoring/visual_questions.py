@@ -1,9 +1,9 @@
-"""Answers about pictures: GQA, ScienceQA, TextVQA and POPE, scored by their published rules over local rows.
+"""Answers to questions about pictures (GQA, ScienceQA, TextVQA, POPE), scored by each benchmark's published rule.
 
-    score("pope", answers, rows)        # {"accuracy": …, "precision": …, "recall": …, "f1": …, "yes": …}
+    score_answers("pope", answers, rows)     # {"accuracy": …, "precision": …, "recall": …, "f1": …, "yes": …}
 
-rows: `answer` (GQA: a word; ScienceQA: the letter; POPE: yes or no), or TextVQA's `answers`, ten people's.
-Sources: haotian-liu/LLaVA, the file named at each rule; like there, space around an answer is dropped first.
+A row has `answer` (GQA: a word; ScienceQA: the letter; POPE: yes or no), or for TextVQA `answers`, those of ten people.
+Sources: haotian-liu/LLaVA, in the file named at each rule. As there, space around an answer is dropped first.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 
 from roadkit.errors import RecipeError, nearest
 
+PICTURE_TASKS = ("gqa", "scienceqa", "textvqa", "pope")
 ARTICLES = {"a", "an", "the"}
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(WORDS)}
-PUNCTUATION = ';/[]"{}()=+\\_-><@`!'  # commas and question marks have gone by then; other marks stay
-ENDINGS = {  # contractions whose missing apostrophe is put back, by ending; 's is cut off before and needs none
+PUNCTUATION = ';/[]"{}()=+\\_-><@`!'  # commas and question marks are removed before these; other marks stay
+ENDINGS = {  # ending → words whose missing apostrophe is put back; 's is cut off earlier and needs none
     "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
     "'ve": "could might must not should they we what where who would you couldn't hadn't mightn't shouldn't wouldn't "
     "he'd it'd she'd there'd somebody'd someone'd something'd they'd we'd who'd you'd y'all'd",
@@ -33,7 +34,7 @@ CONTRACTIONS = {word[:i] + word[i + 1 :]: word for word in _WHOLE for i, mark in
 
 
 def gqa(answer: str, gold: str) -> bool:
-    """Equal after lower case and without stops at the end; articles and number words stay as they are.
+    """Whether both are equal, in lower case and without stops at the end. Articles and number words stay as they are.
 
     Source: scripts/convert_gqa_for_eval.py, then GQA's eval.py, which compares whole strings (read as
     MILVLG/openvqa, openvqa/datasets/gqa/eval/gqa_eval.py).
@@ -42,9 +43,9 @@ def gqa(answer: str, gold: str) -> bool:
 
 
 def scienceqa(answer: str, gold: str) -> bool:
-    """The letter: "B", or "B. " and more, or exactly one "The answer is B" with a character after it; else wrong.
+    """Whether the letter is right. Any form but "B", "B. " and more, or exactly one "The answer is B." is wrong.
 
-    Source: llava/eval/eval_science_qa.py. "B." and a last "The answer is B" without a stop are wrong there too.
+    Source: llava/eval/eval_science_qa.py. There too "B." is wrong, and "The answer is B" if no character follows it.
     """
     text = answer.strip()
     if text in list("ABCDE") or re.match(r"[A-E]\. ", text):
@@ -53,10 +54,10 @@ def scienceqa(answer: str, gold: str) -> bool:
 
 
 def normalize(text: str) -> str:
-    """The answer as TextVQA compares it: lower case, punctuation, number words, articles, contractions.
+    """The answer as TextVQA compares it: in lower case, without articles, punctuation and number words made uniform.
 
-    A mark that has a space beside it anywhere vanishes everywhere, another becomes a space: "x - y-z" → "x yz", but
-    "y-z" → "y z". Stops go unless a digit follows.
+    A mark that has a space beside it anywhere is removed everywhere ("x - y-z" → "x yz"). Any other mark becomes a space
+    ("y-z" → "y z"). A stop is removed unless a digit follows it.
 
     Source: llava/eval/m4c_evaluator.py, EvalAIAnswerProcessor.
     """
@@ -69,7 +70,7 @@ def normalize(text: str) -> str:
 
 
 def textvqa(answer: str, golds: Sequence[str]) -> float:
-    """min(people who said it / 3, 1), averaged over leaving each person out.
+    """Each person is left out once; the mean over that of min(others who gave this answer / 3, 1).
 
     Source: llava/eval/m4c_evaluator.py, TextVQAAccuracyEvaluator.
     """
@@ -81,7 +82,7 @@ def textvqa(answer: str, golds: Sequence[str]) -> float:
 
 
 def pope_answer(text: str) -> str:
-    """ "no" where the first sentence has the word No, no or not between spaces, in just these spellings; else "yes".
+    """ "no" if the first sentence has the word No, no or not, in just these spellings, between spaces; else "yes".
 
     Source: llava/eval/eval_pope.py, the same as evaluate.py of AoiDragon/POPE.
     """
@@ -90,10 +91,10 @@ def pope_answer(text: str) -> str:
 
 
 def pope(answers: Sequence[str], golds: Sequence[str]) -> dict[str, float]:
-    """accuracy, and precision, recall and f1 of "yes"; `yes` is the share of that answer. 0 where undefined.
+    """accuracy; precision, recall and f1 of the answer "yes"; and `yes`, its share. What is undefined is 0.
 
-    Source: llava/eval/eval_pope.py, which takes the rows of one category (random, popular, adversarial) at a time, and
-    stops with a division by zero where this is 0.
+    Source: llava/eval/eval_pope.py. It takes the rows of one category (random, popular, adversarial) at a time, and if a
+    number is undefined it stops with a division by zero.
     """
     said = [pope_answer(answer) for answer in answers]
     hits = sum(one == gold == "yes" for one, gold in zip(said, golds, strict=True))
@@ -108,10 +109,10 @@ def pope(answers: Sequence[str], golds: Sequence[str]) -> dict[str, float]:
     }
 
 
-def score(task: str, answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The task's metrics over answers, in the rows' order."""
-    if task not in TASKS:
-        raise RecipeError(f"no task {task!r}{nearest(task, TASKS)}; there are {', '.join(TASKS)}")
+def score_answers(task: str, answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The task's metrics of `answers`, which are in the rows' order. Raises `RecipeError` for an unknown task."""
+    if task not in PICTURE_TASKS:
+        raise RecipeError(f"no task {task!r}{nearest(task, PICTURE_TASKS)}; there are {', '.join(PICTURE_TASKS)}")
     if task == "pope":
         return pope(answers, [row["answer"] for row in rows])
     rule = {"gqa": gqa, "scienceqa": scienceqa, "textvqa": textvqa}[task]
@@ -119,6 +120,3 @@ def score(task: str, answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) 
     return {
         "accuracy": sum(float(rule(text, row[column])) for text, row in zip(answers, rows, strict=True)) / len(rows)
     }
-
-
-TASKS = ("gqa", "scienceqa", "textvqa", "pope")

@@ -1,12 +1,10 @@
-"""Tables and figures of the composition and merging experiments, rebuilt from their ledger alone.
+"""The folder of a composition or merging study: its report, tables and figures, rebuilt from the ledger in it.
 
-write(Ledger(Path("results/composition/ledger.jsonl")))      # report.md, answers.csv, losses.png, .csv and .json
+write_study(Ledger(Path("results/composition/ledger.jsonl")))      # report.md, answers.csv, losses.png, .csv and .json
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,13 @@ from typing import Any
 from roadkit.analysis.figures import draw_changes
 from roadkit.files import write_atomic
 
-from ..ledger import Ledger
+from ..ledger import Ledger, LedgerRow
 from ..runs.merging import survival
+from .figures import to_csv
 
 
-def write(ledger: Ledger) -> list[Path]:
-    """Write the files beside the ledger; the newest run of each recipe and seed counts."""
+def write_study(ledger: Ledger) -> list[Path]:
+    """Write the files beside the ledger; → the files. Of the runs of one setup and seed, the newest counts."""
     rows = ledger.rows()
     folder, files, figures = ledger.path.parent, {}, []
     composition = [row for row in rows if row["recipe"].get("experiment") == "composition"]
@@ -28,11 +27,11 @@ def write(ledger: Ledger) -> list[Path]:
     if composition:
         losses = [loss for row in composition for loss in _losses(row)]
         answers = [answer for row in composition for answer in _answers(row)]
-        files["answers.csv"] = _csv(answers)
+        files["answers.csv"] = to_csv(answers)
         figures = draw_changes(losses, folder / "losses")
         report += _composition_report(composition, losses, answers)
     if merging:
-        files["accuracy.csv"] = _csv([cell for row in merging for cell in _accuracies(row)])
+        files["accuracy.csv"] = to_csv([cell for row in merging for cell in _accuracies(row)])
         report += _merging_report(merging)
     files = {"report.md": "\n".join(report), **files}
     for name, text in files.items():
@@ -40,7 +39,7 @@ def write(ledger: Ledger) -> list[Path]:
     return [*(folder / name for name in files), *figures]
 
 
-def _losses(row: dict[str, Any]) -> Iterable[dict[str, Any]]:
+def _losses(row: LedgerRow) -> Iterable[dict[str, Any]]:
     table = row["metrics"]["held_out_loss"]
     for condition, tasks in table.items():
         for task, loss in tasks.items():
@@ -56,18 +55,10 @@ def _losses(row: dict[str, Any]) -> Iterable[dict[str, Any]]:
             }
 
 
-def _answers(row: dict[str, Any]) -> Iterable[dict[str, Any]]:
+def _answers(row: LedgerRow) -> Iterable[dict[str, Any]]:
     for condition, answers in row["metrics"]["answers"].items():
         for answer in answers:
             yield {"arm": row["recipe"]["arm"]["name"], "seed": row["seed"], "condition": condition, **answer}
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["arm"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _composition_report(
@@ -75,13 +66,14 @@ def _composition_report(
 ) -> list[str]:
     lines = ["# Composition experiment", "", "Rebuilt from `ledger.jsonl` by `python -m paper report`.", ""]
     for row in rows:
-        arm, metrics, recipe = row["recipe"]["arm"]["name"], row["metrics"], row["recipe"]
+        setup, metrics = row["recipe"], row["metrics"]
+        arm = setup["arm"]["name"]
         own = [loss for loss in losses if loss["arm"] == arm and loss["seed"] == row["seed"]]
         tasks = list(dict.fromkeys(loss["task"] for loss in own))
         lines += [
             f"## {arm}",
             "",
-            f"{recipe['model']}, {recipe['rows']} rows a task, {recipe['epochs']} epochs, seed {row['seed']}; "
+            f"{setup['model']}, {setup['rows']} rows a task, {setup['epochs']} epochs, seed {row['seed']}; "
             f"{metrics['trainable']} trainable; {row['seconds']:.0f} s of processor time; code {row['code']}.",
             "",
             "| acting | " + " | ".join(f"{task}: loss (change)" for task in tasks) + " | German answers |",
@@ -100,7 +92,7 @@ def _composition_report(
     return lines
 
 
-def _accuracies(row: dict[str, Any]) -> Iterable[dict[str, Any]]:
+def _accuracies(row: LedgerRow) -> Iterable[dict[str, Any]]:
     for way, tasks in row["metrics"]["accuracy"].items():
         for task, share in tasks.items():
             yield {
@@ -115,18 +107,18 @@ def _accuracies(row: dict[str, Any]) -> Iterable[dict[str, Any]]:
 def _merging_report(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["# Merging study", "", "Rebuilt from `ledger.jsonl` by `python -m paper report`.", ""]
     for row in rows:
-        recipe, accuracy = row["recipe"], row["metrics"]["accuracy"]
+        setup, accuracy = row["recipe"], row["metrics"]["accuracy"]
         lines += [
-            f"## {recipe['kind']}",
+            f"## {setup['kind']}",
             "",
-            f"{recipe['model']}, {recipe['rows']} rows a task, {recipe['epochs']} epochs, seed {row['seed']}; "
+            f"{setup['model']}, {setup['rows']} rows a task, {setup['epochs']} epochs, seed {row['seed']}; "
             f"{row['seconds']:.0f} s of processor time; code {row['code']}.",
             "",
-            "| merged by | " + " | ".join(recipe["domains"]) + " | mean | gain kept |",
-            "|---" * (len(recipe["domains"]) + 3) + "|",
+            "| merged by | " + " | ".join(setup["domains"]) + " | mean | gain kept |",
+            "|---" * (len(setup["domains"]) + 3) + "|",
         ]
         for way, tasks in accuracy.items():
-            cells = " | ".join(f"{tasks[task]:.3f}" for task in recipe["domains"])
+            cells = " | ".join(f"{tasks[task]:.3f}" for task in setup["domains"])
             lines.append(
                 f"| {way} | {cells} | {sum(tasks.values()) / len(tasks):.3f} | {survival(accuracy, way):.2f} |"
             )

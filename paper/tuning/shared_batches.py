@@ -1,9 +1,9 @@
 """Test rows of several GLUE tasks in shared batches, every row with its own task's adapter and head.
 
-    keep(fitted, data, folder)                                           # after a run of RoAd: a PEFT directory
-    score_together({"sst2": (data, Adapter.load(folder)), "rte": …})     # {"sst2": 0.81, "rte": 0.55}
+    save_fitted(fitted, data, folder)                                           # after a run of RoAd
+    score_in_shared_batches({"sst2": (data, Adapter.load(folder)), "rte": …})   # {"sst2": 0.81, "rte": 0.55}
 
-One base model serves all: what a fleet of classifiers would be in production.
+One base model serves all tasks, as it would a fleet of classifiers in production.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .fit import Fitted
 BATCH = 32
 
 
-def keep(fitted: Fitted, data: EncoderData, folder: Path) -> None:
-    """Write a trained RoAd and its head as a PEFT directory, in one step."""
+def save_fitted(fitted: Fitted, data: EncoderData, folder: Path) -> None:
+    """Write a trained RoAd and its head as a PEFT directory, atomically."""
     recipe, model = data.prepared.recipe, fitted.model
     base = Base(models.canonical_name(recipe.model), models.config_fingerprint(model.config))  # type: ignore[attr-defined]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -37,8 +37,8 @@ def keep(fitted: Fitted, data: EncoderData, folder: Path) -> None:
 
 
 @torch.no_grad()
-def score_together(tasks: Mapping[str, tuple[EncoderData, Adapter]]) -> dict[str, float]:
-    """Task → its metric on test. Rows of all tasks take turns, `BATCH` a batch."""
+def score_in_shared_batches(tasks: Mapping[str, tuple[EncoderData, Adapter]]) -> dict[str, float]:
+    """Task → its metric on its test rows. The tasks' rows alternate, `BATCH` of them a batch."""
     first, _ = next(iter(tasks.values()))
     model = first.fresh().eval()
     turns = itertools.zip_longest(*([(task, row) for row in data.test] for task, (data, _) in tasks.items()))

@@ -1,6 +1,6 @@
-"""What a benchmark printed, as tables: rows that have the same columns together, a median with its extremes in one cell.
+"""The figures that a benchmark printed, as tables. A median and its extremes share a cell.
 
-blocks({"seconds": {"ours": {"median": 1, "min": 0.9, "max": 1.2}}, "ratio": 2.0})
+benchmark_tables({"seconds": {"ours": {"median": 1, "min": 0.9, "max": 1.2}}, "ratio": 2.0})
 # → [(["seconds", "median (least to most)"], [["ours", "1 (0.9 to 1.2)"]]), (["figure", "value"], [["ratio", "2"]])]
 """
 
@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Table = tuple[list[str], list[list[str]]]  # header, lines
-LEFT_OUT = ("machine", "targets", "reached")  # the title names the machine; what was aimed at is no figure
+LEFT_OUT = ("machine", "targets", "reached")  # the title names the machine, and targets are not measured
 
 
-def blocks(metrics: Mapping[str, Any], name: str = "") -> list[Table]:
-    """A table for every mapping of rows, wherever it lies, and one of the single figures beside them."""
+def benchmark_tables(metrics: Mapping[str, Any], name: str = "") -> list[Table]:
+    """A table for every mapping of rows, however deep it lies, and one for the single figures beside them."""
     found: list[Table] = []
     single: list[list[str]] = []
     for key, value in metrics.items():
@@ -26,7 +26,7 @@ def blocks(metrics: Mapping[str, Any], name: str = "") -> list[Table]:
         elif all(isinstance(row, Mapping) for row in value.values()) and not _nested(value):
             found.append(_rows(path.replace("_", " "), value))
         else:
-            found += blocks(value, path)
+            found += benchmark_tables(value, path)
     return [*found, ([name.replace("_", " ") or "figure", "value"], single)] if single else found
 
 
@@ -41,7 +41,7 @@ def _rows(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(column, cell): x with x_min and x_max, or median with min and max, make one."""
+    """(Column, cell) of a row. x with x_min and x_max makes one cell, and so does median with min and max."""
     for key, value in row.items():
         if key in LEFT_OUT or key in ("min", "max") or key.endswith(("_min", "_max")):
             continue
