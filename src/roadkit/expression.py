@@ -65,12 +65,6 @@ def parse(text: str, names: Collection[str]) -> tuple[Term, ...]:
     return tuple(terms)
 
 
-def check_name(name: str) -> None:
-    """Raise `AdapterError` for a name that no expression could say."""
-    if _NAME.fullmatch(name) is None:
-        raise AdapterError(f"{name!r} is no adapter name: letters, digits and _.:/@- after a letter, digit or _")
-
-
 def canonical(terms: tuple[Term, ...]) -> str:
     """The terms as an expression, in one spelling: equal compositions give equal text."""
     text = ""

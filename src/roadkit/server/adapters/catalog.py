@@ -19,7 +19,6 @@ from urllib.parse import quote
 
 from ... import expression
 from ...errors import AdapterError, ExpressionError, UnknownAdapter
-from ...expression import _NAME
 
 SUGGESTED = 100  # names that a misspelt one is compared with
 _PART = re.compile(r"[A-Za-z0-9_.@/-]+")
@@ -85,8 +84,7 @@ class Catalog:
         """Raise `AdapterError` for what cannot name an adapter here."""
         if len(name) > self._longest_name:
             raise AdapterError(f"the name has {len(name)} characters, at most {self._longest_name} are allowed")
-        if _NAME.fullmatch(name) is None:
-            raise AdapterError(f"{name!r} is no adapter name: letters, digits and _.:/@- after a letter, digit or _")
+        expression.check_name(name)
         if any(part in ("", ".", "..") for part in name.split("/")) or name.endswith("/compose"):
             raise AdapterError(
                 f"{name!r} is no adapter name: a part between '/' is empty, '.' or '..', or it ends with '/compose'"
