@@ -8,6 +8,7 @@ import torch
 from roadkit.engine.engine import Engine
 from roadkit.engine.request import Request
 from roadkit.kernels import native
+from tests.conftest import SIZES, TOKENS
 from tests.engine.plain import (
     NAMES,
     VOCAB,
@@ -47,6 +48,19 @@ def test_mixed_batch_gives_transformers_tokens(family, variant, request, tiny_to
         assert answer.prompt_tokens == len(item.prompt)
     assert [answer.token_ids for answer in answers] == expected
     assert len({tuple(tokens) for tokens in expected}) == 5, "all answers are alike, so this test shows little"
+
+
+def test_models_that_keep_their_options_to_themselves_are_served(tiny_tokenizer):
+    """Nemotron's layers hand down to attention what they know, and nothing else of what their caller gave."""
+    from transformers import NemotronConfig, NemotronForCausalLM
+
+    torch.manual_seed(0)
+    config = NemotronConfig(**SIZES | TOKENS | {"vocab_size": VOCAB, "intermediate_size": 64, "num_key_value_heads": 2})
+    model = NemotronForCausalLM(config).eval()
+    prompts = [prompt(i, 3 + 5 * i) for i in range(3)]
+    expected = [generate(model, None, ids, 8) for ids in prompts]
+    answers = Engine(model, tiny_tokenizer).generate([Request(prompt=ids, max_tokens=8) for ids in prompts])
+    assert [answer.token_ids for answer in answers] == expected
 
 
 def test_long_requests_beyond_the_sliding_window(tiny_gemma, tiny_tokenizer, random_adapter):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from roadkit.engine.attention import attention, make_step, route_attention
 from roadkit.engine.cache import PAGE, PagedCache
-from roadkit.engine.step import Span
+from roadkit.engine.step import CurrentStep, Span
 from roadkit.errors import ModelError
 from roadkit.kernels import native
 from tests.conftest import TOLERANCE
@@ -42,7 +42,8 @@ class Requests:
         self.v = [torch.randn(length, kv_heads, head_dim).to(dtype) for length in lengths]
         self.done = [0] * len(lengths)
         self.outputs = [[] for _ in lengths]
-        self.cache, self.module = cache, SimpleNamespace(layer_idx=0)
+        self.cache, self.current = cache, CurrentStep()
+        self.module = SimpleNamespace(layer_idx=0, roadkit_current=self.current)
         names = {"scale": "scaling", "softcap": "softcap", "window": "sliding_window"}
         self.options, self.reference = {names[name]: value for name, value in options.items()}, options
 
@@ -58,7 +59,8 @@ class Requests:
             torch.cat([table[i][part] for i, part in parts]).transpose(0, 1).unsqueeze(0)
             for table in (self.q, self.k, self.v)
         )
-        out, weights = attention(self.module, q, k, v, roadkit_step=step, **self.options)
+        with self.current.computing(step):
+            out, weights = attention(self.module, q, k, v, **self.options)
         assert weights is None
         assert out.shape == (1, start, *self.q[0].shape[1:])
         assert out.dtype == q.dtype
@@ -219,9 +221,3 @@ def test_attention_sinks_are_refused():
     requests.options["s_aux"] = torch.zeros(2)
     with pytest.raises(ModelError, match="attention sinks"):
         requests.step({0: 4})
-
-
-def test_models_that_keep_their_options_to_themselves_are_refused():
-    q = torch.zeros(1, 2, 3, 4)
-    with pytest.raises(ModelError, match="SimpleNamespace got no step: its model does not hand its options down"):
-        attention(SimpleNamespace(layer_idx=0), q, q, q)

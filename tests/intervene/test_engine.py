@@ -122,7 +122,7 @@ def test_static_decode_intervenes_too(room, monkeypatch):
 
     plain, known, engine = room
     plain.generation_config.eos_token_id = None
-    static = StaticDecode(engine.runner.model, engine.runner.cache)
+    static = StaticDecode(engine.runner.model, engine.runner.cache, engine.runner.current)
     monkeypatch.setattr(engine.runner, "static", static)
     names = ["steer", "tasks", None]
     prompts = [prompt(i, 6 + i) for i in range(3)]

@@ -1,8 +1,8 @@
 """Attention over the paged cache, plugged into transformers' attention interface under the name `roadkit`.
 
-    route_attention(model)                                  # the model's attention modules now use the cache
-    step = make_step(cache, spans, rows)
-    model(input_ids=ids, position_ids=positions, use_cache=False, roadkit_step=step)
+    current = route_attention(model)                        # the model's attention modules now use the cache
+    with current.computing(make_step(cache, spans, rows)):
+        model(input_ids=ids, position_ids=positions, use_cache=False)
 
 This file chooses. One new token of several requests goes through the C kernel on the CPU (`cpu/attention.py`), and in
 captured steps through `cuda/attention.py`; what is left goes through plain torch, one request at a time.
@@ -21,12 +21,15 @@ from transformers.modeling_utils import PreTrainedModel
 from ..errors import ModelError
 from .cache import PagedCache
 from .cpu.attention import NativeDecode, has_kernels, store_native
-from .step import Span, Step
+from .step import CurrentStep, Span, Step
 from .torch_attention import attend_chunk, store
 
 
-def route_attention(model: PreTrainedModel) -> None:
-    """Let the model's attention modules call `attention`. Raises `ModelError` if the model does not allow that."""
+def route_attention(model: PreTrainedModel) -> CurrentStep:
+    """Let the model's attention modules call `attention`. → what tells them their step
+
+    Raises `ModelError` if the model does not allow that.
+    """
     if not getattr(model, "_supports_attention_backend", False) or getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(
             f"{type(model).__name__} does not use transformers' attention interface: its cache cannot be paged"
@@ -36,10 +39,14 @@ def route_attention(model: PreTrainedModel) -> None:
     if other := sorted(kinds - {"full_attention", "sliding_attention", "attention"}):
         raise ModelError(f"{type(model).__name__} has layers of type {other[0]!r}, which the paged cache cannot serve")
     AttentionInterface.register("roadkit", attention)
+    current = CurrentStep()
     for module in model.modules():
+        if hasattr(module, "layer_idx"):
+            module.roadkit_current = current  # type: ignore[assignment]
         config = getattr(module, "config", None)
         if config is not None and hasattr(config, "_attn_implementation"):
             config._attn_implementation = "roadkit"  # no mask is registered under this name: none is built
+    return current
 
 
 def make_step(cache: PagedCache, spans: Sequence[Span], rows: Tensor | None = None) -> Step:
@@ -62,7 +69,6 @@ def attention(
     value: Tensor,
     attention_mask: Tensor | None = None,
     *,
-    roadkit_step: Step | None = None,
     scaling: float | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
@@ -74,14 +80,12 @@ def attention(
     query       [1, heads, tokens, head_dim]
     key, value  [1, kv_heads, tokens, head_dim]
 
-    → [1, tokens, heads, head_dim], and no weights. Raises `ModelError` for attention sinks, and if the model did not
-    hand down the step.
+    → [1, tokens, heads, head_dim], and no weights. Raises `ModelError` for attention sinks.
     """
     if s_aux is not None:
         raise ModelError("models with attention sinks cannot be served")
-    if roadkit_step is None:
-        raise ModelError(f"{type(module).__name__} got no step: its model does not hand its options down to attention")
-    step = roadkit_step
+    step: Step | None = module.roadkit_current.step
+    assert step is not None, f"{type(module).__name__} attends outside a step"
     keys, values = step.cache.layer(module.layer_idx, key.shape[1], key.shape[3], key.dtype)
     q, k, v = (x[0].transpose(0, 1).to(keys.dtype) for x in (query, key, value))  # [tokens, heads, head_dim]
     scale = query.shape[3] ** -0.5 if scaling is None else scaling

@@ -52,13 +52,13 @@ class Runner:
 
     def __init__(self, model: PreTrainedModel, cache: PagedCache, *, weights: Weights | None = None):
         self.model, self.cache = model.eval(), cache
-        route_attention(model)
+        self.current = route_attention(model)
         self.packed: dict[nn.Module, PackedLinear] = {}
         if model.device.type == "cpu":
-            self.packed = fuse(model, cache, weights=weights)
+            self.packed = fuse(model, cache, self.current, weights=weights)
         else:
             _check_stored(model, weights)
-        self.static = StaticDecode(model, cache) if cache.device.type == "cuda" else None
+        self.static = StaticDecode(model, cache, self.current) if cache.device.type == "cuda" else None
 
     def bind(self, layer: BankLayer) -> Callable[[], None]:
         """Let the bank rotate a layer: inside the fused kernel if it is packed, by a forward hook otherwise."""
@@ -94,13 +94,13 @@ class Runner:
             if bank.has_sites:
                 site_slots += sequence.site_slots(count)
         device, rows = self.cache.device, self._rows(slots)
-        with bank.using(rows, self._rows(site_slots)):
+        step = make_step(self.cache, spans, rows)
+        with bank.using(rows, self._rows(site_slots)), self.current.computing(step):
             output = self.model(
                 input_ids=torch.tensor([ids], device=device),
                 position_ids=torch.tensor([positions], device=device),
                 use_cache=False,
                 logits_to_keep=torch.tensor(wanted, dtype=torch.int64, device=device),  # if empty, none are computed
-                roadkit_step=make_step(self.cache, spans, rows),
             )
         return _split(batch, output.logits[0].float()) if wanted else []
 

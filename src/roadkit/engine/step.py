@@ -1,16 +1,16 @@
 """`Step`: what attention has to know of one forward pass over the tokens of many requests.
 
     step = Step(cache, places, chunks=[Span(start=0, num_tokens=5, context=0, pages=[3])])
-    model(input_ids=ids, position_ids=positions, use_cache=False, roadkit_step=step)
+    with current.computing(step):
+        model(input_ids=ids, position_ids=positions, use_cache=False)
 
-A step is made whole and never changes. The model hands it down to its attention modules as one of its forward's options,
-as models do that let their attention be replaced (transformers' `_supports_attention_backend`). All tokens lie end to
-end in one row, [1, tokens].
+A step is made whole and never changes. All tokens lie end to end in one row, [1, tokens].
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -70,3 +70,22 @@ class Step:
     places: Tensor
     chunks: Sequence[Span] = ()
     decode: Decode | None = None
+
+
+class CurrentStep:
+    """The step of the running forward pass; all attention modules of a model read the same object.
+
+    Some models (Nemotron) hand no options of their caller down to attention, so the step cannot be one of them.
+    """
+
+    def __init__(self) -> None:
+        self.step: Step | None = None
+
+    @contextmanager
+    def computing(self, step: Step) -> Iterator[None]:
+        """Let attention compute this step for the length of a block."""
+        previous, self.step = self.step, step
+        try:
+            yield
+        finally:
+            self.step = previous

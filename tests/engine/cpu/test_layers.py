@@ -134,4 +134,4 @@ def test_what_computes_something_else_is_left_alone(tiny_llama, tiny_tokenizer, 
 
 
 def test_nothing_is_fused_before_its_parts_are(tiny_llama):
-    assert fuse_layers(tiny_llama(), {}, None) == 0  # type: ignore[arg-type]
+    assert fuse_layers(tiny_llama(), {}, None, None) == 0  # type: ignore[arg-type]

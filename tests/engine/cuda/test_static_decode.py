@@ -27,7 +27,7 @@ def decode(model, adapters, *, static: bool, steps: int = 12, requests: int = 5,
     runner = Runner(model, cache)
     bank = Bank(model, adapters, bind=runner.bind)
     if static:
-        runner.static = StaticDecode(runner.model, cache)
+        runner.static = StaticDecode(runner.model, cache, runner.current)
     scheduler = Scheduler(cache, acquire=lambda s: bank.acquire(s.terms), release=bank.release)
     sequences = []
     for i in range(requests):
@@ -71,7 +71,7 @@ def test_padding_writes_only_to_the_spare_page(tiny_llama, random_adapter):
     model = tiny_llama()
     runner = Runner(model, cache)
     bank = Bank(model, adapters, bind=runner.bind)
-    static = StaticDecode(runner.model, cache)
+    static = StaticDecode(runner.model, cache, runner.current)
     batch = []
     for i in range(3):  # three sequences: one row of padding
         sequence = TokenSequence(i, Request(prompt=[5], max_tokens=1), (), [5])

@@ -1,6 +1,6 @@
 """A whole Llama-like decoder layer in one call, for steps in which every request computes one token.
 
-    fuse_layers(model, packed, cache)     # after its parts are fused and packed; returns how many layers were replaced
+    fuse_layers(model, packed, cache, current)     # after its parts are fused and packed; returns how many layers were replaced
 
 Between a layer's operators, torch and transformers spend a third of a small decode step. The operators are the same as
 apart and run in the same order: a request's bits don't depend on which way its step took. Steps with prompts, layers
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...kernels import native
 from ..attention import make_step
 from ..cache import PagedCache
-from ..step import Span, Step
+from ..step import CurrentStep, Span
 from .attention import NativeDecode
 from .blocks import FusedAttention, FusedMLP, window_of
 from .norms import FusedNorm
@@ -37,7 +37,8 @@ _PARTS = {
 class FusedLayer:
     """Stands in for a decoder layer's `forward`."""
 
-    def __init__(self, module: nn.Module, linears: dict[str, PackedLinear], cache: PagedCache):
+    def __init__(self, module: nn.Module, linears: dict[str, PackedLinear], cache: PagedCache, current: CurrentStep):
+        self.current = current
         self._call, self._work = native.loaded().rk_decode_layer, native.loaded().rk_decode_work
         self.plain, self.linears = module.forward, linears  # the structure below holds addresses of the latter
         self.parts = [part for part in module.modules() if part is not module]
@@ -68,14 +69,12 @@ class FusedLayer:
         hidden_states: Tensor,
         *args: Any,
         position_embeddings: tuple[Tensor, Tensor],
-        roadkit_step: Step | None = None,
         **options: Any,
     ) -> Tensor:
         """hidden_states [1, requests, d] float32, cos and sin [1, requests, head_dim]."""
-        step = roadkit_step
+        step = self.current.step
         if step is None or step.chunks or not isinstance(step.decode, NativeDecode) or self._is_hooked():
-            options |= {"position_embeddings": position_embeddings, "roadkit_step": step}
-            return self.plain(hidden_states, *args, **options)
+            return self.plain(hidden_states, *args, position_embeddings=position_embeddings, **options)
         decode, (cosine, sine) = step.decode.native, position_embeddings
         assert hidden_states.shape[1] == decode.count, f"{hidden_states.shape[1]} tokens in a step of {decode.count}"
         x, y = hidden_states.contiguous(), torch.empty(hidden_states.shape)
@@ -88,12 +87,17 @@ class FusedLayer:
 
 
 @torch.inference_mode()
-def fuse_layers(model: nn.Module, packed: dict[nn.Module, PackedLinear], cache: PagedCache) -> int:
+def fuse_layers(
+    model: nn.Module, packed: dict[nn.Module, PackedLinear], cache: PagedCache, current: CurrentStep
+) -> int:
     """Replace the decoder layers of known kinds whose parts are all fused and packed."""
-    return sum(_fuse_layer(module, packed, cache) for module in model.modules() if type(module).__name__ in LAYERS)
+    known = [module for module in model.modules() if type(module).__name__ in LAYERS]
+    return sum(_fuse_layer(module, packed, cache, current) for module in known)
 
 
-def _fuse_layer(module: nn.Module, packed: dict[nn.Module, PackedLinear], cache: PagedCache) -> bool:
+def _fuse_layer(
+    module: nn.Module, packed: dict[nn.Module, PackedLinear], cache: PagedCache, current: CurrentStep
+) -> bool:
     parts = dict(module.named_children())
     if set(parts) != set(_PARTS) or any(type(parts[name].forward) is not kind for name, kind in _PARTS.items()):
         return False
@@ -102,18 +106,19 @@ def _fuse_layer(module: nn.Module, packed: dict[nn.Module, PackedLinear], cache:
     known = {name: linear for name, linear in linears.items() if linear is not None}
     if len(known) < len(linears):
         return False
-    fused = FusedLayer(module, known, cache)
-    if same := _same(module, fused, cache):
+    fused = FusedLayer(module, known, cache, current)
+    if same := _same(module, fused, cache, current):
         module.forward = fused
     return same
 
 
-def _same(module: nn.Module, fused: FusedLayer, cache: PagedCache) -> bool:
+def _same(module: nn.Module, fused: FusedLayer, cache: PagedCache, current: CurrentStep) -> bool:
     """Does the fused layer reproduce the plain one for a third token, on a page that nobody reads?"""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 1, fused.linears["q"].num_inputs, generator=generator)
     angles = 3 * torch.randn(1, 1, fused.native.head_dim // 2, generator=generator).repeat(1, 1, 2)
     position = (angles.cos(), angles.sin())
     step = make_step(cache, [Span(start=0, num_tokens=1, context=2, pages=[cache.spare_page])])
-    expected, actual = (layer(x, position_embeddings=position, roadkit_step=step) for layer in (module, fused))
+    with current.computing(step):
+        expected, actual = (layer(x, position_embeddings=position) for layer in (module, fused))
     return isinstance(expected, Tensor) and bool((actual - expected).abs().max() <= 1e-5 * expected.abs().max())

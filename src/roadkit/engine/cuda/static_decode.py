@@ -1,6 +1,6 @@
 """Decode steps of one fixed shape, so that CUDA can capture them once as a graph and replay them.
 
-    decode = StaticDecode(model, cache)
+    decode = StaticDecode(model, cache, current)
     logits = decode.logits(batch, bank)      # every sequence of the batch computes one token
 
 A batch is padded to the next size in `SIZES` and its page tables to a power of two; padding rows are base requests that
@@ -20,7 +20,7 @@ from ..bank import Bank
 from ..bank.slots import IDENTITY
 from ..cache import PAGE, PagedCache
 from ..sequence import TokenSequence
-from ..step import Step
+from ..step import CurrentStep, Step
 from .attention import MaskedDecode
 
 log = logging.getLogger("roadkit.engine")
@@ -72,8 +72,8 @@ class _Captured(NamedTuple):
 class StaticDecode:
     """Captured decode steps by (batch size, table width). Captures again when a bank has moved its buffer."""
 
-    def __init__(self, model: Any, cache: PagedCache):
-        self.model, self.cache = model, cache
+    def __init__(self, model: Any, cache: PagedCache, current: CurrentStep):
+        self.model, self.cache, self.current = model, cache, current
         self._captured: dict[tuple[int, int, int], _Captured] = {}
         self._pool: Any = None
 
@@ -107,13 +107,10 @@ class StaticDecode:
         return logits[: len(batch)].float()
 
     def _forward(self, inputs: _Inputs, bank: Bank) -> Tensor:
-        with bank.using(inputs.rows, inputs.sites if bank.has_sites else None):
-            return self.model(
-                input_ids=inputs.ids,
-                position_ids=inputs.last.unsqueeze(0),
-                use_cache=False,
-                roadkit_step=inputs.step,
-            ).logits[0]
+        sites = inputs.sites if bank.has_sites else None
+        with bank.using(inputs.rows, sites), self.current.computing(inputs.step):
+            positions = inputs.last.unsqueeze(0)
+            return self.model(input_ids=inputs.ids, position_ids=positions, use_cache=False).logits[0]
 
     def _capture(self, size: int, width: int, batch: Batch, bank: Bank) -> _Captured:
         inputs = _Inputs(size, width, self.cache)
