@@ -64,7 +64,7 @@ class NamedAdapters(Mapping[str, Adapter]):
         """What identifies a composition: the adapters' content hashes and strengths; '' for the base."""
         for term in terms:
             if term.name not in self._content:
-                self[term.name]  # reading it tells
+                self._read(term.name)
         return canonical(tuple(term._replace(name=self._content[term.name]) for term in terms))
 
     def reach(self, terms: tuple[Term, ...]) -> tuple[Positions | None, bool]:
@@ -78,6 +78,19 @@ class NamedAdapters(Mapping[str, Adapter]):
         return kinds.common_positions(intervening), len(intervening) < len(found)
 
     def __getitem__(self, name: str) -> Adapter:
+        return self._read(name)
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the adapter
+        return name in self._sources
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def _read(self, name: str) -> Adapter:
+        """What to rotate by, from memory or from its directory; its content hash is known from then on."""
         source = self._sources.get(name)
         if source is None:
             raise UnknownAdapter(f"adapter {name!r} has been removed")
@@ -93,15 +106,6 @@ class NamedAdapters(Mapping[str, Adapter]):
         while len(self._loaded) > MAX_LOADED:
             self._loaded.popitem(last=False)
         return loaded
-
-    def __contains__(self, name: object) -> bool:  # Mapping's own would read the adapter
-        return name in self._sources
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
-
-    def __len__(self) -> int:
-        return len(self._sources)
 
     def _forget(self, name: str) -> None:
         for known in (name, *self._parts.pop(name, ())):
