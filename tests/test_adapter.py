@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roadkit.adapter import Adapter, Base, Layout
+from roadkit.adapter import Adapter, Base
 from roadkit.errors import AdapterError, AlgebraError
+from roadkit.layout import Layout
 from roadkit.rotation import VARIANTS, raise_to_parameters, rotate
 from tests.conftest import random_parameters
 

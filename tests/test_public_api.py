@@ -137,4 +137,4 @@ def test_imports_point_one_way():
         own = {name for name in imports[module] if name in imports}
         assert own <= allowed, f"{module} imports {sorted(own - allowed)}"
     adapter = {name for name in imports["roadkit.adapter"] if name in imports} - {"roadkit", "roadkit.store"}
-    assert adapter <= {"roadkit.errors", "roadkit.rotation", "roadkit.matrices"}
+    assert adapter <= {"roadkit.errors", "roadkit.rotation", "roadkit.matrices", "roadkit.layout"}

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from roadkit.analysis.figures import draw_changes
 from roadkit.files import write_atomic
 
 from ..ledger import Ledger, LedgerRow
 from ..runs.merging import survival
+from .changes import draw_changes
 from .figures import to_csv
 
 

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from . import matrices, rotation
-from .adapter import Adapter, Layout, common_base, common_heads, common_layout
+from .adapter import Adapter, common_base, common_heads, common_layout
 from .errors import AlgebraError
+from .layout import Layout
 
 MAX_CHUNK = 1 << 22  # how many entries of all adapters `distances` holds at a time
 _NUMBER = re.compile(r"(?:^|\.)([0-9]+)(?:\.|$)")

@@ -30,7 +30,10 @@ MARKERS = "osD^vPX*"
 def draw_angles(rows: Rows, target: Path) -> list[Path]:
     """Quantiles of angles (left) and log scales (right) against the layer, a row of panels for each kind of module."""
     kinds = list(dict.fromkeys(row["module"] for row in rows))
-    with _figure(target, rows, width=8, height=1.1 * len(kinds) + 0.8, rows=len(kinds), columns=2) as (figure, axes):
+    with saved_figure(target, rows, width=8, height=1.1 * len(kinds) + 0.8, rows=len(kinds), columns=2) as (
+        figure,
+        axes,
+    ):
         for i, kind in enumerate(kinds):
             for j, quantity in enumerate(("angle", "log scale")):
                 axis = axes[i][j]
@@ -51,14 +54,14 @@ def draw_angles(rows: Rows, target: Path) -> list[Path]:
                 else:
                     axis.set_xlabel("layer")
         figure.align_ylabels()
-    return _names(target)
+    return files_of(target)
 
 
 def draw_heatmap(rows: Rows, target: Path) -> list[Path]:
     """Mean |angle| and mean |log scale| as maps of layers and kinds of modules."""
     kinds = list(dict.fromkeys(row["module"] for row in rows))
     layers = sorted({row["layer"] for row in rows})
-    with _figure(target, rows, width=4 + 0.45 * len(kinds), height=1.6 + 0.16 * len(layers), columns=2) as (
+    with saved_figure(target, rows, width=4 + 0.45 * len(kinds), height=1.6 + 0.16 * len(layers), columns=2) as (
         figure,
         axes,
     ):
@@ -75,7 +78,7 @@ def draw_heatmap(rows: Rows, target: Path) -> list[Path]:
             axis.set_title(title, fontsize=9)
             figure.colorbar(image, ax=axis, fraction=0.08)
         axes[0][0].set_ylabel("layer")
-    return _names(target)
+    return files_of(target)
 
 
 def draw_distances(names: Sequence[str], matrix: torch.Tensor, target: Path) -> list[Path]:
@@ -88,7 +91,7 @@ def draw_distances(names: Sequence[str], matrix: torch.Tensor, target: Path) -> 
         for j in range(i + 1, len(names))
     ]
     side = max(3.5, 0.5 * len(names) + 1.5)
-    with _figure(target, rows, width=side, height=1.3 * side, rows=2, ratios=(1, 3)) as (figure, axes):
+    with saved_figure(target, rows, width=side, height=1.3 * side, rows=2, ratios=(1, 3)) as (figure, axes):
         tree, axis = axes[0][0], axes[1][0]
         for place, leaf in enumerate(order):
             centres[leaf], heights[leaf] = place, 0.0
@@ -109,13 +112,13 @@ def draw_distances(names: Sequence[str], matrix: torch.Tensor, target: Path) -> 
                 dark = value < float(shown.max()) / 2
                 axis.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
         figure.colorbar(image, ax=axis, orientation="horizontal", fraction=0.06, label="distance, rad a pair (rms)")
-    return _names(target)
+    return files_of(target)
 
 
 def draw_sweep(curves: dict[str, Rows], target: Path) -> list[Path]:
     """Loss against strength, a curve for each adapter. 0 is the base model, 1 the adapter as it was trained."""
     rows = [{"adapter": name, **row} for name, curve in curves.items() for row in curve]
-    with _figure(target, rows, width=5.5, height=3.6) as (_, axes):
+    with saved_figure(target, rows, width=5.5, height=3.6) as (_, axes):
         axis = axes[0][0]
         for i, (name, curve) in enumerate(curves.items()):
             kept = [row for row in curve if row["loss"] is not None]
@@ -130,13 +133,13 @@ def draw_sweep(curves: dict[str, Rows], target: Path) -> list[Path]:
         axis.set_xlabel("strength w of adapter**w")
         axis.set_ylabel("loss, nats a token")
         axis.legend(frameon=False)
-    return _names(target)
+    return files_of(target)
 
 
 def draw_trajectory(rows: Rows, target: Path) -> list[Path]:
     """Against the step: mean |angle| of each kind of module, and the distances of the whole adapter."""
     kinds = list(dict.fromkeys(row["module"] for row in rows))
-    with _figure(target, rows, width=8, height=3.4, columns=2) as (_, axes):
+    with saved_figure(target, rows, width=8, height=3.4, columns=2) as (_, axes):
         for i, kind in enumerate(kinds):
             own = [row for row in rows if row["module"] == kind]
             axes[0][0].plot([row["step"] for row in own], [row["mean_angle"] for row in own], label=kind, **_line(i))
@@ -149,42 +152,7 @@ def draw_trajectory(rows: Rows, target: Path) -> list[Path]:
             axis.set_xlabel("step")
             axis.set_ylim(bottom=0)
             axis.legend(frameon=False, fontsize=7)
-    return _names(target)
-
-
-def draw_changes(rows: Rows, target: Path) -> list[Path]:
-    """A panel for each arm: what each condition (rows) does to the held-out loss of each task (columns)."""
-    several = [row for row in rows if row["condition"] not in ("base", row["task"])]
-    arms = list(dict.fromkeys(row["arm"] for row in several or rows))
-    columns = min(len(arms), 4)
-    lines = -(-len(arms) // columns)
-    bound = max(abs(row["change"]) for row in rows) or 1.0
-    with _figure(target, rows, width=4 * columns, height=0.4 + 2.8 * lines, rows=lines, columns=columns) as (
-        figure,
-        axes,
-    ):
-        for axis in axes.flat[len(arms) :]:
-            axis.set_axis_off()
-        for axis, arm in zip(axes.flat, arms, strict=False):
-            own = [row for row in rows if row["arm"] == arm and row["condition"] != "base"]
-            acting, tasks = (list(dict.fromkeys(row[key] for row in own)) for key in ("condition", "task"))
-            grid = torch.full((len(acting), len(tasks)), torch.nan)
-            for row in own:
-                at = acting.index(row["condition"]), tasks.index(row["task"])
-                grid[at] = row["change"]
-                dark = abs(row["change"]) > 0.6 * bound
-                axis.text(
-                    at[1], at[0], f"{row['change']:+.2f}", ha="center", va="center", fontsize=7,
-                    color="white" if dark else "black",
-                )  # fmt: skip
-            axis.imshow(grid.numpy(), cmap="PuOr_r", vmin=-bound, vmax=bound, aspect="auto")
-            axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
-            axis.set_yticks(range(len(acting)), ["all" if "+" in name else name for name in acting])
-            axis.set_title(arm, fontsize=9)
-        figure.colorbar(
-            axes[0][0].images[0], ax=axes, fraction=0.03, label="change of loss, nats a token (less is better)"
-        )
-    return _names(target)
+    return files_of(target)
 
 
 def _line(index: int) -> dict[str, Any]:
@@ -198,7 +166,7 @@ def _line(index: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _figure(
+def saved_figure(
     target: Path,
     numbers: Rows,
     *,
@@ -225,11 +193,12 @@ def _figure(
     writer.writeheader()
     writer.writerows(numbers)
     contents = (image.getvalue(), text.getvalue(), json.dumps(numbers, indent=1) + "\n")
-    for path, content in zip(_names(target), contents, strict=True):
+    for path, content in zip(files_of(target), contents, strict=True):
         write_atomic(path, content)
 
 
-def _names(target: Path) -> list[Path]:
+def files_of(target: Path) -> list[Path]:
+    """The three files of a figure: target.png, target.csv and target.json."""
     return [target.with_name(target.name + suffix) for suffix in (".png", ".csv", ".json")]
 
 

@@ -13,7 +13,8 @@ from collections.abc import Collection, Mapping
 
 import torch
 
-from ...adapter import Adapter, Layout
+from ...adapter import Adapter
+from ...layout import Layout
 from .slots import IDENTITY
 
 
