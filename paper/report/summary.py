@@ -60,7 +60,10 @@ def command_of(group: Sequence[LedgerRow], search: Sequence[LedgerRow]) -> str:
         ):
             continue
         option = field.replace("_", "-")
-        words.append(f"--{'' if value else 'no-'}{option}" if isinstance(value, bool) else f"--{option} {value}")
+        if value is False:
+            words.append(f"--no-{option}")
+        else:
+            words.append(f"--{option}" if value is True else f"--{option} {value}")
     usual = TASKS_AT[scale] if name == "glue" else SUITES[name].tasks
     tasks = setup["tasks"] if "tasks" in setup else _distinct(group, "task")
     if set(tasks) != set(usual):

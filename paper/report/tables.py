@@ -20,7 +20,7 @@ from .scores import COMPARED, SUITE_RUN, grouped, size_of, suite_choices, suite_
 from .summary import summary_lines
 from .wording import group_scale, label_of, machine_of
 
-CHOSEN = "†"  # marks a learning rate
+CHOSEN = "†"  # marks the learning rate that a search chose
 RULES: dict[str, Callable[[Mapping[str, Any]], float]] = {  # further columns of suites whose answers are words
     "with an answer word": lambda metrics: metrics["answered"],
     "mean by LoReFT's rule": lambda metrics: statistics.fmean(metrics["strict"].values()),
@@ -99,11 +99,12 @@ def _suite_table(group: Sequence[LedgerRow], chosen: Mapping[str, float]) -> lis
         method, rate = own[0]["recipe"]["method"], own[0]["recipe"]["learning_rate"]
         scores = {task: [row["metrics"]["accuracy"][task] for row in own] for task in tasks}
         means = [statistics.fmean(row["metrics"]["accuracy"].values()) for row in own]
+        mark = CHOSEN if chosen.get(method) == rate else ""
         lines.append(
             [
                 label_of(method),
                 f"{own[0]['metrics']['trainable']:,}",
-                f"{rate:g}{CHOSEN if chosen.get(method) == rate else ''}" if rate else "–",
+                f"{rate:g}{mark}" if rate else "–",
                 *(spread(scores[task]) for task in tasks),
                 spread(means),
                 *(spread([rule(row["metrics"]) for row in own]) for rule in rules.values()),

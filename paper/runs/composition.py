@@ -125,7 +125,7 @@ def run_composition(
             progress(f"{arm.name}: left out, {expected:.0f} s would exceed the budget of {budget:g} minutes")
             continue
         start, clock = cpu_seconds(), time.perf_counter()
-        metrics = runner.run(arm)
+        metrics = runner.measure(arm)
         seconds = cpu_seconds() - start
         ledger.append(composition_setup(settings, arm), seed=seed, metrics=metrics, seconds=seconds)
         if arm.method != "product":
@@ -171,8 +171,8 @@ class _ArmRunner:
         self._base_losses: dict[str, float] = {}
         self._base_answers: list[dict[str, str]] = []
 
-    def run(self, arm: Arm) -> dict[str, Any]:
-        """The arm's metrics, under each condition: the base, each task alone, all tasks."""
+    def measure(self, arm: Arm) -> dict[str, Any]:
+        """Train the arm; → its metrics under each condition: the base, each task alone, all tasks."""
         torch.manual_seed(self.seed)
         if arm.method == "product":
             trained = self._product(arm)
