@@ -20,7 +20,10 @@ def chat(
     max_tokens: int = typer.Option(512, help="Tokens of an answer at most."),
     temperature: float = typer.Option(0.0, help="0 is greedy."),
 ) -> None:
-    """Chat in the terminal. /model EXPRESSION [| EXPRESSION] changes it, /clear starts afresh, /quit or Ctrl-D ends."""
+    """Chat with a server in the terminal.
+
+    /model EXPRESSION [| EXPRESSION] changes the model, /clear starts afresh, /quit or Ctrl-D ends.
+    """
     from ..client import Client
 
     client = Client(url, key or os.environ.get("ROADKIT_API_KEY", ""))

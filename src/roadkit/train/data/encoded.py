@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import RecipeError
 from ..recipe import Recipe
 from .examples import LabelledText
-from .formats import Layout
+from .formats import RowLayout
 from .tables import Row, Table
 from .tokens import IGNORED, mark
 
@@ -56,7 +56,7 @@ class Encoded:
 
 
 def encode(
-    table: Table, layout: Layout, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, *, max_length: int
+    table: Table, layout: RowLayout, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, *, max_length: int
 ) -> Encoded:
     """Tokenise a table.
 
@@ -94,7 +94,7 @@ def encode(
 
 
 def _encode_labelled(
-    table: Table, layout: Layout, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, max_length: int
+    table: Table, layout: RowLayout, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, max_length: int
 ) -> Encoded:
     examples: list[dict[str, Any]] = []
     truncated = 0

@@ -43,7 +43,7 @@ ALPACA = (
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """How a table's rows are read: their format, and which of the table's columns plays which role in it.
 
     columns    role → column
@@ -80,7 +80,7 @@ class Layout:
         return Dialogue(messages, first_answer)
 
 
-def detect(table: Table, recipe: Recipe, *, chat: bool) -> Layout:
+def detect(table: Table, recipe: Recipe, *, chat: bool) -> RowLayout:
     """The layout of a table, by the recipe's `format` or else by the columns of the first row.
 
     chat    the tokenizer has a chat template
@@ -102,7 +102,7 @@ def detect(table: Table, recipe: Recipe, *, chat: bool) -> Layout:
         columns = _columns(name, recipe.columns, present)
         if all(columns[role] in present for role in FORMATS[name].required):
             classes = find_classes(table, columns["label"], recipe) if name == "sentences" else None
-            return Layout(name, columns, chat and recipe.chat_template and name != "text", recipe.system, classes)
+            return RowLayout(name, columns, chat and recipe.chat_template and name != "text", recipe.system, classes)
     if len(candidates) == 1:
         required = FORMATS[candidates[0]].required
         columns = _columns(candidates[0], recipe.columns, present)
@@ -129,12 +129,12 @@ def _columns(name: str, given: Mapping[str, str], present: list[str]) -> dict[st
     return columns
 
 
-def _read_messages(layout: Layout, row: Row) -> Dialogue:
+def _read_messages(layout: RowLayout, row: Row) -> Dialogue:
     (column,) = layout.columns.values()
     return layout.dialogue(row, _messages(row, column))
 
 
-def _read_prompt_completion(layout: Layout, row: Row) -> Dialogue | Passage:
+def _read_prompt_completion(layout: RowLayout, row: Row) -> Dialogue | Passage:
     columns = [layout.columns[role] for role in ("prompt", "completion")]
     if any(isinstance(row.value(column), list) for column in columns):
         asked, answered = (_messages(row, column) for column in columns)
@@ -145,7 +145,7 @@ def _read_prompt_completion(layout: Layout, row: Row) -> Dialogue | Passage:
     return layout.dialogue(row, _turn(prompt, completion), 1)
 
 
-def _read_alpaca(layout: Layout, row: Row) -> Dialogue | Passage:
+def _read_alpaca(layout: RowLayout, row: Row) -> Dialogue | Passage:
     instruction, output = layout.text(row, "instruction"), layout.text(row, "output")
     given = layout.text(row, "input") if row.cells.get(layout.columns["input"]) else ""
     if layout.chat:
@@ -156,11 +156,11 @@ def _read_alpaca(layout: Layout, row: Row) -> Dialogue | Passage:
     return Passage(ALPACA.format(paired=paired, instruction=instruction, input=block), output)
 
 
-def _read_text(layout: Layout, row: Row) -> Passage:
+def _read_text(layout: RowLayout, row: Row) -> Passage:
     return Passage("", layout.text(row, "text"))
 
 
-def _read_sentences(layout: Layout, row: Row) -> LabelledText:
+def _read_sentences(layout: RowLayout, row: Row) -> LabelledText:
     first = layout.text(row, "sentence1")
     second = layout.text(row, "sentence2") if "sentence2" in layout.columns else None
     return LabelledText(first, second, read_label(row, layout.columns["label"], layout.classes))
@@ -199,7 +199,7 @@ class Format:
     """The roles that columns play in a format, and how a row is read that has them."""
 
     required: tuple[str, ...]
-    read: Callable[[Layout, Row], Example]
+    read: Callable[[RowLayout, Row], Example]
     optional: tuple[str, ...] = ()
 
 

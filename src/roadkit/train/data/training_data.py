@@ -14,7 +14,7 @@ from ... import models
 from ...errors import RecipeError
 from ..recipe import Recipe
 from .encoded import Encoded, encode
-from .formats import Layout, detect
+from .formats import RowLayout, detect
 from .labels import Classes
 from .tables import Table, read_table, split_table
 
@@ -30,7 +30,7 @@ class TrainingData:
 
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
-    layout: Layout
+    layout: RowLayout
     columns: list[str]
     train: Encoded
     held_out: Encoded | None
