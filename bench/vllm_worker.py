@@ -140,7 +140,7 @@ def _serve(
     adapters = [LoRARequest(f"{engine}{i}", i + 1, os.path.join(folder, f"{engine}{i}")) for i in range(slots or 0)]
     for line in sys.stdin:
         count, carried, prompts = json.loads(line)
-        requests = {None: None, "one": [adapters[0]] * count, "distinct": adapters[:count]}[carried]
+        requests = {None: None, "one": adapters[:1] * count, "distinct": adapters[:count]}[carried]
         begin = time.perf_counter()
         llm.generate(prompts or [PROMPT] * count, sampling, use_tqdm=False, lora_request=requests)
         print(f"BENCH {count * tokens / (time.perf_counter() - begin)}", flush=True)
