@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -51,8 +53,6 @@ def test_the_site_fetches_nothing():
 
 def test_lists_in_docstrings_become_definition_lists():
     pytest.importorskip("griffe", reason="the documentation's packages are not installed: `make docs`")
-    import runpy
-
     convert = runpy.run_path(str(DOCS / "docstrings.py"))["definition_lists"]
     docstring = (
         "One batch.\n\nslots      adapters at once\nlong_names rows,\n           by default one\n\nRaises nothing."
@@ -65,5 +65,4 @@ def test_lists_in_docstrings_become_definition_lists():
     ]  # fmt: skip
     plain = "Prose over\ntwo lines.\n\n    call(x)    # an example\n\nf(x)  # another"
     assert convert(plain) == plain
-    assert roadkit.Engine.__doc__ is not None
-    assert convert(roadkit.Engine.__doc__).count("\n:   ") >= 8
+    assert convert(inspect.getdoc(roadkit.Engine)).count("\n:   ") >= 8
