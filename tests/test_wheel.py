@@ -94,7 +94,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert names - info == {str(path.relative_to(PACKAGE.parent)) for path in sources}
     assert {path.rpartition("/")[2] for path in info} == {"METADATA", "WHEEL", "RECORD", "LICENSE", "entry_points.txt"}
     assert not [name for name in names if {"paper", "tests", "bench"} & set(Path(name).parts)]
-    needed = ["py.typed", "kernels/inference.c", "kernels/training.c", "server/studio/static/index.html"]
+    needed = ["py.typed", "kernels/c/inference.h", "kernels/c/training.c", "server/studio/static/index.html"]
     needed += [f"data/demo/{name}.jsonl" for name in ("brief", "formal", "json", "pirate")]
     assert {f"roadkit/{name}" for name in needed} <= names
 

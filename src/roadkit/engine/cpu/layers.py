@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import native
-from ..attention import make_step
 from ..cache import PagedCache
 from ..step import Span, Step
 from .attention import NativeDecode
@@ -114,6 +113,8 @@ def _same(module: nn.Module, fused: FusedLayer, cache: PagedCache) -> bool:
     x = torch.randn(1, 1, fused.linears["q"].num_inputs, generator=generator)
     angles = 3 * torch.randn(1, 1, fused.native.head_dim // 2, generator=generator).repeat(1, 1, 2)
     position = (angles.cos(), angles.sin())
-    step = make_step(cache, [Span(start=0, num_tokens=1, context=2, pages=[cache.spare_page])])
+    span = Span(start=0, num_tokens=1, context=2, pages=[cache.spare_page])
+    places = torch.tensor(span.places())
+    step = Step(cache, places, decode=NativeDecode([span], places))
     expected, actual = (layer(x, position_embeddings=position, roadkit_step=step) for layer in (module, fused))
     return isinstance(expected, Tensor) and bool((actual - expected).abs().max() <= 1e-5 * expected.abs().max())
