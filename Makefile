@@ -1,4 +1,4 @@
-# make demo | test | test-vllm | bench: each sets up what is missing in .venv and then runs.
+# Every target sets up what is missing in .venv and then runs. `make help` lists them.
 
 PYTHON ?= python3
 ARGS ?=
@@ -6,12 +6,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 VERSIONS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-vllm test-studio bench setup setup-dev
+.PHONY: demo test test-vllm test-studio docs bench help setup setup-dev
 
 demo: setup  ## train four adapters on a real model, then answer eight requests with them in one batch
 	$(BIN)/roadkit demo $(ARGS)
 
-test: setup-dev  ## what CI runs
+test: setup-dev  ## linter, formatter, types and tests; `make test ARGS="-x tests/engine"` passes options to pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
@@ -23,10 +23,16 @@ test-vllm: .venv/.roadkit-setup-vllm  ## the vLLM plugin, on vLLM's CPU build
 test-studio: .venv/.roadkit-setup-studio  ## the Studio in Debian's Chromium, and what axe-core finds in it
 	$(BIN)/python -m pytest -m browser tests/server $(ARGS)
 
-bench: setup  ## the figures of the README, each beside its peer
+docs: .venv/.roadkit-setup-docs  ## the documentation as pages in site/, every link checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+
+bench: setup  ## the main figures of the README, each beside its peer
 	$(BIN)/roadkit bench kernel --json
 	$(BIN)/roadkit bench merge --json
 	$(BIN)/roadkit bench mixed --json
+
+help:  ## this list
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/.roadkit-setup
 setup-dev: .venv/.roadkit-setup-dev
@@ -58,4 +64,9 @@ $(BIN)/python:
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 	    { apt-get update -q && apt-get install -y -q --no-install-recommends chromium chromium-driver fonts-dejavu-core; }
 	npm install --silent --no-save --prefix .venv/axe axe-core@4
+	@touch $@
+
+# Beside the rest of the tools, because the pages' signatures are set by ruff.
+.venv/.roadkit-setup-docs: $(VERSIONS) .venv/.roadkit-setup-dev | $(BIN)/python
+	$(PIP) -e '.[docs]'
 	@touch $@

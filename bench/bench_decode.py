@@ -5,8 +5,8 @@ import time
 
 import torch
 from bench_mixed import engine_rate
-from bench_vllm import Worker
 from harness import over, summary
+from vllm_worker import Worker
 
 from roadkit import models
 from roadkit.engine.engine import Engine

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from bench_load import random_adapter
 from bench_mixed import PEFT_CONFIGS, engine_rate, peft_mixed_rate, peft_rate, peft_tuned, prompts, requests
-from bench_vllm import Worker, write_adapters
 from harness import DEVICE, over, summary, turns
 from peft import LoraConfig, get_peft_model
+from vllm_worker import Worker, write_adapters
 
 from roadkit import models
 from roadkit.engine.engine import Engine

@@ -19,14 +19,14 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench_vllm import log, write_adapters
+from vllm_worker import write_adapters
 
 CONCURRENT, REQUESTS, GROUP_SIZE = 8, 32, 64
 VLLM = [sys.executable, "-m", "roadkit.vllm_plugin"]  # vLLM's command, see there
 SIDES = {"plain8": ("plain", False), "base_on_road8": ("road", False), "road8": ("road", True)}
 
 
-def run(
+def measure_servers(
     *, model: str = "smollm2", rounds: int = 5, tokens: int = 64, dtype: str = "float32", eager: bool = False
 ) -> dict:
     """Output tokens per second and milliseconds to the first token of each side, and ratios within rounds."""
@@ -46,7 +46,8 @@ def run(
             measured.append(
                 {side: _ask(path, ports[name], folder, tokens, adapters=more) for side, (name, more) in SIDES.items()}
             )
-            log(f"round {i + 1} of {rounds}: { ({side: round(found[0], 1) for side, found in measured[-1].items()}) }")
+            latest = {side: round(found[0], 1) for side, found in measured[-1].items()}
+            print(f"round {i + 1} of {rounds}: {latest}", file=sys.stderr, flush=True)
     result: dict = {"bench": "vllm bench serve", "model": model, "tokens": tokens, "rounds": rounds, "eager": eager}
     for side in SIDES:
         speeds, first = zip(*(found[side] for found in measured), strict=True)

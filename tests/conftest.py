@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # bits are compared, and models go to a GPU by themselves
@@ -25,21 +26,21 @@ torch.set_num_threads(1)  # tiny models: a second thread only waits, and for lon
 hypothesis.settings.register_profile("roadkit", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("roadkit")
 
-TOLERANCE = {
+TOLERANCE: dict[torch.dtype, dict[str, Any]] = {
     torch.float64: {"rtol": 1e-9, "atol": 1e-10},
     torch.float32: {"rtol": 1e-5, "atol": 1e-6},
     torch.float16: {"rtol": 5e-3, "atol": 5e-3},
     torch.bfloat16: {"rtol": 3e-2, "atol": 2e-2},
 }
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 256,
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "initializer_range": 0.1,  # the usual 0.02 leaves two layers so near to linear that wrong outputs look right
 }
-TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+TOKENS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +76,9 @@ def tiny_llama():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     def make(seed: int = 0, **changes):
-        sizes = SIZES | TOKENS | {"num_key_value_heads": 2, "intermediate_size": 128, "max_position_embeddings": 512}
+        sizes: dict[str, Any] = (
+            SIZES | TOKENS | {"num_key_value_heads": 2, "intermediate_size": 128, "max_position_embeddings": 512}
+        )
         return _fresh(LlamaForCausalLM, LlamaConfig(**sizes | changes), seed)
 
     return make
@@ -87,8 +90,9 @@ def tiny_qwen():
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     def make(seed: int = 0, **changes):
-        sizes = SIZES | TOKENS | {"num_key_value_heads": 2, "intermediate_size": 128, "max_position_embeddings": 512}
-        return _fresh(Qwen2ForCausalLM, Qwen2Config(**sizes | {"tie_word_embeddings": True} | changes), seed)
+        sizes: dict[str, Any] = SIZES | TOKENS | {"num_key_value_heads": 2, "intermediate_size": 128}
+        sizes |= {"max_position_embeddings": 512, "tie_word_embeddings": True}
+        return _fresh(Qwen2ForCausalLM, Qwen2Config(**sizes | changes), seed)
 
     return make
 
@@ -99,8 +103,14 @@ def tiny_gemma():
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
     def make(seed: int = 0, **changes):
-        sizes = SIZES | TOKENS | {"num_key_value_heads": 2, "intermediate_size": 128, "max_position_embeddings": 512}
-        own = {"head_dim": 32, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+        sizes: dict[str, Any] = (
+            SIZES | TOKENS | {"num_key_value_heads": 2, "intermediate_size": 128, "max_position_embeddings": 512}
+        )
+        own: dict[str, Any] = {
+            "head_dim": 32,
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+        }
         return _fresh(Gemma3ForCausalLM, Gemma3TextConfig(**sizes | own | changes), seed)
 
     return make
@@ -112,7 +122,8 @@ def tiny_gpt2():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     def make(seed: int = 0, **changes):
-        return _fresh(GPT2LMHeadModel, GPT2Config(**SIZES | TOKENS | {"n_positions": 512} | changes), seed)
+        sizes: dict[str, Any] = SIZES | TOKENS | {"n_positions": 512}
+        return _fresh(GPT2LMHeadModel, GPT2Config(**sizes | changes), seed)
 
     return make
 
@@ -123,10 +134,11 @@ def tiny_bert():
     from transformers import BertConfig, BertForSequenceClassification, BertModel
 
     def make(seed: int = 0, num_labels: int | None = None, **changes):
-        sizes = SIZES | {"intermediate_size": 128, "max_position_embeddings": 128, "pad_token_id": 0}
+        sizes: dict[str, Any] = SIZES | {"intermediate_size": 128, "max_position_embeddings": 128, "pad_token_id": 0}
         if num_labels is None:
             return _fresh(BertModel, BertConfig(**sizes | changes), seed)
-        return _fresh(BertForSequenceClassification, BertConfig(**sizes | changes, num_labels=num_labels), seed)
+        sizes |= {"num_labels": num_labels}
+        return _fresh(BertForSequenceClassification, BertConfig(**sizes | changes), seed)
 
     return make
 

@@ -5,6 +5,8 @@ model = adapted(tiny_llama(), road(), road(variant="road_2"))     # adapters `on
 
 from __future__ import annotations
 
+from typing import Any
+
 from peft import RoadConfig, get_peft_model
 from peft.tuners.road import RoadLayer
 
@@ -32,5 +34,5 @@ def adapted(model, *configs):
     return soften(peft_model).eval()
 
 
-def layers(model):
+def layers(model) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, RoadLayer)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import roadkit as rk
-from roadkit.modules import linear_layers
+from roadkit.modules import linear_layers, width_of
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +18,9 @@ def world(tiny_llama, tiny_tokenizer, tmp_path_factory):
     tiny_tokenizer.save_pretrained(root / "model")
     torch.manual_seed(0)
     drawn = {
-        name: (torch.randn(layer.out_features // 2) * 0.5, 1 + 0.1 * torch.randn(layer.out_features // 2))
+        name: (torch.randn(width // 2) * 0.5, 1 + 0.1 * torch.randn(width // 2))
         for name, layer in linear_layers(model).items()
-        if name != "lm_head"
+        if name != "lm_head" and (width := width_of(layer))
     }
     adapter = rk.Adapter.from_parameters(drawn, variant="road_1", group_size=16)
     adapter.save(root / "adapter")

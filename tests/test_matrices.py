@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def pairs(a: Tensor, b: Tensor, group_size: int) -> np.ndarray:
     return torch.stack([a_lo, b_lo, b_hi, a_hi], dim=-1).view(-1, 2, 2).numpy()
 
 
-def vectors(*entries: list[list[float]]) -> tuple[Tensor, Tensor]:
+def vectors(*entries: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
     """2×2 blocks → (a, b) with group size 2."""
     table = torch.tensor(entries, dtype=torch.float64)
     return torch.stack([table[:, 0, 0], table[:, 1, 1]], 1).view(-1), torch.stack(

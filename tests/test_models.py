@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
 from roadkit import models
 from roadkit.errors import ModelError
+from roadkit.modules import width_of
 
 
 def test_nearly_bundled_name_is_refused_with_the_right_one():
@@ -58,7 +60,8 @@ def test_encoder_is_no_language_model(tmp_path, tiny_bert):
     tiny_bert().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="BertModel, which has no language-model head"):
         models.load_causal(str(tmp_path))
-    assert models.load_encoder(str(tmp_path), num_labels=3).classifier.out_features == 3
+    classifier = models.load_encoder(str(tmp_path), num_labels=3).get_submodule("classifier")
+    assert width_of(classifier) == 3
 
 
 def test_bundled_models_have_one_name_everywhere():
@@ -127,20 +130,24 @@ def no_network(monkeypatch):
 
 @pytest.mark.model
 def test_smollm2_knows_the_capital_of_france(no_network):
-    model, tokenizer = models.load_causal("smollm2"), models.load_tokenizer("smollm2")
+    model: Any = models.load_causal("smollm2")
+    tokenizer = models.load_tokenizer("smollm2")
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     assert "Paris" in tokenizer.decode(model.generate(**prompt, max_new_tokens=5, do_sample=False)[0])
     assert models.config_fingerprint(model.config) == "222f930e315b6053"  # adapters on people's disks carry it
-    assert models.canonical_name(model.config.name_or_path) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert models.canonical_name(str(model.config.name_or_path)) == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @pytest.mark.model
 def test_smollm2_ends_its_turn(no_network):
-    model, tokenizer = models.load_causal("smollm2"), models.load_tokenizer("smollm2")
+    model: Any = models.load_causal("smollm2")
+    tokenizer = models.load_tokenizer("smollm2")
     assert tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
     assert tokenizer.eos_token_id == model.generation_config.eos_token_id == 2
     messages = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    prompt: Any = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     answer = model.generate(**prompt, max_new_tokens=30, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_width_is_the_number_of_outputs():
 
 
 def test_a_backbone_is_no_layer():
-    backbone = nn.Module()
+    backbone: Any = nn.Module()
     backbone.out_features = ["stage1", "stage4"]
     assert width_of(backbone) is None
 
@@ -100,7 +101,7 @@ def test_leaving_restores_the_model_exactly(family, random_adapter):
 
 def test_identity_adapter_changes_nothing(family):
     model = family()
-    widths = {name: width_of(module) for name, module in linear_layers(model).items()}
+    widths = {name: width_of(module) or 0 for name, module in linear_layers(model).items()}
     parameters = {name: (torch.zeros(width // 2), torch.ones(width // 2)) for name, width in widths.items()}
     plain = outputs(model)
     with attached(model, Adapter.from_parameters(parameters, variant="road_1", group_size=16)):
@@ -165,7 +166,7 @@ def test_attached_layers_keep_the_models_dtype(tiny_llama, random_adapter, dtype
 class ReturnsBias(nn.Linear):
     """As Megatron's layers: (Wx, b), the caller adds."""
 
-    def forward(self, x):
+    def forward(self, x):  # pyright: ignore[reportIncompatibleMethodOverride]
         return x @ self.weight.T, self.bias
 
 

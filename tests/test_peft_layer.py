@@ -1,6 +1,7 @@
 """The layer by itself: rows of a mixed batch, merging, and the kinds of base layers that it goes around."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -210,7 +211,7 @@ def test_a_base_that_passes_no_gradient_back_is_refused(int8, ids):
 
 def test_lora_around_road(tiny_llama, ids):
     """The paper's multimodal recipe, z = R(Wx) + BAx: RoAd injected first, LoRA around it."""
-    model = get_peft_model(tiny_llama(), road()).base_model.model
+    model: Any = get_peft_model(tiny_llama(), road()).base_model.model
     with pytest.warns(UserWarning, match="Already found a `peft_config`"):
         model = inject_adapter_in_model(LoraConfig(r=2, target_modules=["down_proj"]), model, adapter_name="lora")
     layer = next(module for name, module in model.named_modules() if name.endswith("down_proj"))

@@ -112,29 +112,3 @@ def test_every_module_says_what_it_is_for():
     for path in PACKAGE.rglob("*.py"):
         docstring = ast.get_docstring(ast.parse(path.read_text()))
         assert docstring, f"{path.relative_to(PACKAGE)} has no docstring"
-
-
-def test_imports_point_one_way():
-    """rotation ← adapter ← everything; nobody imports the command line."""
-    imports = {}
-    for path in PACKAGE.rglob("*.py"):
-        module = ".".join(("roadkit", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
-        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        found = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                up = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-                origin = ".".join([*up, *([node.module] if node.module else [])])
-                found |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
-            elif isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-        imports[module] = {name for name in found if name.startswith("roadkit")}
-    for module, found in imports.items():
-        if not module.startswith("roadkit.cli") and module != "roadkit.__main__":
-            assert not {name for name in found if name.startswith("roadkit.cli")}, f"{module} imports the command line"
-    low = {"roadkit.errors": set(), "roadkit.rotation": {"roadkit.errors"}}
-    for module, allowed in low.items():
-        own = {name for name in imports[module] if name in imports}
-        assert own <= allowed, f"{module} imports {sorted(own - allowed)}"
-    adapter = {name for name in imports["roadkit.adapter"] if name in imports} - {"roadkit", "roadkit.store"}
-    assert adapter <= {"roadkit.errors", "roadkit.rotation", "roadkit.matrices", "roadkit.layout"}

@@ -30,10 +30,8 @@ SOURCE = str(Path(store.__file__).parents[1])
 
 
 def adapter(variant="road_1", group_size=4, *, seed=0, dtype=torch.float32, **options) -> Adapter:
-    parameters = {
-        name: tuple(x.to(dtype) for x in random_parameters(variant, width, group_size, seed + width))
-        for name, width in LAYERS.items()
-    }
+    parameters = {name: random_parameters(variant, width, group_size, seed + width) for name, width in LAYERS.items()}
+    parameters = {name: (theta.to(dtype), alpha.to(dtype)) for name, (theta, alpha) in parameters.items()}
     return Adapter.from_parameters(parameters, variant=variant, group_size=group_size, **options)
 
 

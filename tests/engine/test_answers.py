@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -55,7 +57,8 @@ def test_models_that_keep_their_options_to_themselves_are_served(tiny_tokenizer)
     from transformers import NemotronConfig, NemotronForCausalLM
 
     torch.manual_seed(0)
-    config = NemotronConfig(**SIZES | TOKENS | {"vocab_size": VOCAB, "intermediate_size": 64, "num_key_value_heads": 2})
+    sizes: dict[str, Any] = SIZES | TOKENS | {"vocab_size": VOCAB, "intermediate_size": 64, "num_key_value_heads": 2}
+    config = NemotronConfig(**sizes)
     model = NemotronForCausalLM(config).eval()
     prompts = [prompt(i, 3 + 5 * i) for i in range(3)]
     expected = [generate(model, None, ids, 8) for ids in prompts]

@@ -27,9 +27,15 @@ def test_pool_is_all_or_nothing():
     assert pool.num_free == 4
 
 
+def take(pool: PagedCache, count: int) -> list[int]:
+    pages = pool.allocate(count)
+    assert pages is not None
+    return pages
+
+
 def test_releasing_twice_is_our_mistake():
     pool = cache()
-    pages = pool.allocate(1)
+    pages = take(pool, 1)
     pool.release(pages)
     with pytest.raises(AssertionError, match=f"page {pages[0]} released more often than taken"):
         pool.release(pages)
@@ -37,7 +43,7 @@ def test_releasing_twice_is_our_mistake():
 
 def test_remembered_pages_are_shared_and_outlive_their_users():
     pool, keys = cache(4), [b"a", b"b", b"c"]
-    pages = pool.allocate(3)
+    pages = take(pool, 3)
     for page, key in zip(pages, keys, strict=True):
         pool.remember(page, key)
     assert pool.lookup(keys) == pages
@@ -52,7 +58,7 @@ def test_remembered_pages_are_shared_and_outlive_their_users():
 
 def test_least_recently_used_content_goes_first_and_beginnings_last():
     pool = cache(4)
-    old, new = pool.allocate(2), pool.allocate(2)
+    old, new = take(pool, 2), take(pool, 2)
     for page, key in zip(old + new, [b"old0", b"old1", b"new0", b"new1"], strict=True):
         pool.remember(page, key)
     pool.release(old)
@@ -64,7 +70,7 @@ def test_least_recently_used_content_goes_first_and_beginnings_last():
 
 def test_forgotten_content_is_not_found():
     pool = cache(2)
-    pages = pool.allocate(2)
+    pages = take(pool, 2)
     pool.remember(pages[0], b"a")
     pool.release(pages)
     pool.allocate(2)
@@ -73,7 +79,7 @@ def test_forgotten_content_is_not_found():
 
 def test_same_content_is_remembered_once():
     pool = cache(2)
-    one, other = pool.allocate(2)
+    one, other = take(pool, 2)
     pool.remember(one, b"a")
     pool.remember(other, b"a")
     pool.remember(one, b"b")

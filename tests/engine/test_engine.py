@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -36,12 +38,13 @@ def test_a_model_goes_where_there_is_a_gpu_in_its_own_type(tmp_path, tiny_llama,
     folder = str(tmp_path)
     assert Engine.from_pretrained(folder).runner.model.dtype is torch.float32  # as the CPU's kernels compute
     monkeypatch.setattr(models, "best_device", lambda asked=None: asked or "meta")  # stands for a GPU
-    for options, device, dtype in (
+    cases: list[tuple[dict[str, Any], str, torch.dtype]] = [
         ({}, "meta", torch.bfloat16),
         ({"weights": "float32"}, "meta", torch.float32),
         ({"dtype": torch.float16}, "meta", torch.float16),
         ({"device": "cpu"}, "cpu", torch.float32),
-    ):
+    ]
+    for options, device, dtype in cases:
         engine = Engine.from_pretrained(folder, **options)
         model = engine.runner.model
         assert (model.device.type, model.dtype, engine.bank.device.type) == (device, dtype, device), options

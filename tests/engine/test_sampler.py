@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -43,7 +45,9 @@ token_lists = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12)
 @given(token_lists, st.floats(0.1, 3), st.integers(0, 1000))
 def test_repetition_penalty_is_transformers(tokens, penalty, seed):
     logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(seed))
-    expected = theirs.RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens]), logits.clone())
+    expected = theirs.RepetitionPenaltyLogitsProcessor(penalty)(
+        torch.LongTensor([tokens]), cast(torch.FloatTensor, logits.clone())
+    )
     _penalise(logits, [sequence(tokens[:1], tokens[1:], repetition_penalty=penalty)])
     torch.testing.assert_close(logits, expected, rtol=1e-6, atol=0)
 
@@ -52,7 +56,9 @@ def test_repetition_penalty_is_transformers(tokens, penalty, seed):
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 5))
 def test_no_repeat_ngrams_are_transformers(tokens, size):
     logits = torch.randn(1, VOCAB)
-    expected = theirs.NoRepeatNGramLogitsProcessor(size)(torch.tensor([tokens]), logits.clone())
+    expected = theirs.NoRepeatNGramLogitsProcessor(size)(
+        torch.LongTensor([tokens]), cast(torch.FloatTensor, logits.clone())
+    )
     _penalise(logits, [sequence(tokens, no_repeat_ngram_size=size)])
     assert torch.equal(logits, expected)
 
@@ -61,7 +67,7 @@ def test_no_repeat_ngrams_are_transformers(tokens, size):
 def test_min_tokens_is_transformers(generated):
     tokens, logits = list(range(3, 6 + generated)), torch.randn(1, VOCAB)
     processor = theirs.MinNewTokensLengthLogitsProcessor(3, 3, [2, 7])
-    expected = processor(torch.tensor([tokens]), logits.clone())
+    expected = processor(torch.LongTensor([tokens]), cast(torch.FloatTensor, logits.clone()))
     _penalise(logits, [sequence(tokens[:3], tokens[3:], end_ids=(2, 7), min_tokens=3)])
     assert torch.equal(logits, expected)
 
@@ -109,7 +115,9 @@ def test_each_row_has_its_own_settings():
 def test_draws_follow_transformers_distribution(options):
     options = {"temperature": 1.0} | options
     logits = 1.5 * torch.randn(VOCAB)
-    processors = [theirs.RepetitionPenaltyLogitsProcessor(options.get("repetition_penalty", 1.0))]
+    processors: list[theirs.LogitsProcessor] = [
+        theirs.RepetitionPenaltyLogitsProcessor(options.get("repetition_penalty", 1.0))
+    ]
     processors.append(theirs.TemperatureLogitsWarper(options["temperature"]))
     if "top_k" in options:
         processors.append(theirs.TopKLogitsWarper(options["top_k"]))
@@ -119,7 +127,7 @@ def test_draws_follow_transformers_distribution(options):
         processors.append(theirs.MinPLogitsWarper(options["min_p"]))
     scores = logits.unsqueeze(0).clone()
     for processor in processors:
-        scores = processor(torch.tensor([[1, 2, 3]]), scores)
+        scores = processor(torch.LongTensor([[1, 2, 3]]), cast(torch.FloatTensor, scores))
     expected = scores.softmax(dim=-1)[0]
     seen = draws(logits, **options)
     assert not seen[expected == 0].any(), "a token was drawn that transformers filters out"

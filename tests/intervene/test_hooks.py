@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
@@ -110,7 +112,7 @@ def test_generation_without_a_cache_acts_on_the_same_positions(tiny_llama, make_
 
 def test_sites_are_the_decoders_blocks():
     """A vision tower may be deeper than the text model, and T5's first stack is its encoder."""
-    small = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4}
+    small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4}
     llava = LlavaForConditionalGeneration(LlavaConfig(
         vision_config=CLIPVisionConfig(**small, num_hidden_layers=5, image_size=8, patch_size=4),
         text_config=LlamaConfig(**small, num_hidden_layers=2, vocab_size=64),

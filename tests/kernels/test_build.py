@@ -34,6 +34,7 @@ def counting(folder: Path) -> tuple[str, Path]:
 def test_built_once_and_kept(source, tmp_path):
     cc, calls = counting(tmp_path)
     first, second = (build("answer", [source], cc) for _ in range(2))
+    assert first is not None
     assert first == second
     assert ctypes.CDLL(str(first)).answer() == 42
     assert calls.read_text() == "x\n"

@@ -1,5 +1,7 @@
 """`rotate_trainable` against plain autograd through `rotation`: every variant, both ways of computing, all dtypes."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -85,6 +87,8 @@ def test_16_bit_activations_with_float32_parameters(variant, dtype, d, group_siz
 def test_16_bit_parameters_get_16_bit_gradients(way):
     theta, alpha = (x.detach().bfloat16().requires_grad_() for x in parameters("road_1", 64))
     rotate_trainable(torch.randn(5, 64), theta, alpha, variant="road_1", group_size=64).sum().backward()
+    assert theta.grad is not None
+    assert alpha.grad is not None
     assert theta.grad.dtype == alpha.grad.dtype == torch.bfloat16
 
 
@@ -118,10 +122,15 @@ def test_a_badly_conditioned_block_keeps_the_input(variant, way, close):
     compare(h, theta, alpha, g, variant=variant, group_size=32, close=close)
 
 
+def saved_tensors(z: Any) -> tuple:
+    """What the backward pass of z holds."""
+    return z.grad_fn.saved_tensors
+
+
 def kept(h, theta, alpha, variant, group_size=32):
     """The one large tensor that the backward pass holds."""
     z = rotate_trainable(h, theta, alpha, variant=variant, group_size=group_size)
-    large, *others = z.grad_fn.saved_tensors
+    large, *others = saved_tensors(z)
     assert all(other.numel() <= theta.numel() for other in others)
     return large
 
@@ -244,15 +253,18 @@ def test_empty_batch(variant, way):
     h = torch.randn(0, 7, 64, requires_grad=True)
     z = rotate_trainable(h, theta, alpha, variant=variant, group_size=8)
     z.sum().backward()
-    assert z.shape == h.grad.shape == h.shape
-    assert not theta.grad.any() and not alpha.grad.any()
+    assert z.shape == h.shape
+    for x in (h, theta, alpha):
+        assert x.grad is not None
+        assert x.grad.shape == x.shape
+        assert not x.grad.any()
 
 
 def test_frozen_parameters_keep_no_activation(way, close):
     theta, alpha = (x.detach() for x in parameters("road_2", 64))
     h, g = torch.randn(9, 64, requires_grad=True), torch.randn(9, 64)
     z = rotate_trainable(h, theta, alpha, variant="road_2", group_size=8)
-    assert z.grad_fn.saved_tensors[0] is None
+    assert saved_tensors(z)[0] is None
     (ours,) = torch.autograd.grad(z, h, g)
     (theirs,) = torch.autograd.grad(plain(h, theta, alpha, variant="road_2", group_size=8), h, g)
     close(ours, theirs)
@@ -279,9 +291,10 @@ def test_accumulates_over_micro_batches(way, close):
     h = torch.randn(12, 64)
     for part in h.split(4):
         rotate_trainable(part, theta, alpha, variant="road_2", group_size=8).square().sum().backward()
-    accumulated = theta.grad.clone()
-    theta.grad = None
+    accumulated, theta.grad = theta.grad, None
     rotate_trainable(h, theta, alpha, variant="road_2", group_size=8).square().sum().backward()
+    assert accumulated is not None
+    assert theta.grad is not None
     close(accumulated / 100, theta.grad / 100)
 
 
@@ -309,6 +322,7 @@ def test_autocast_leaves_the_parameters_in_float32(way, close):
         z = rotate_trainable(linear(x), theta, alpha, variant="road_1", group_size=8)
     assert z.dtype == torch.bfloat16
     z.float().sum().backward()
+    assert theta.grad is not None
     assert theta.grad.dtype == torch.float32
     close(z, plain(linear(x).bfloat16(), theta, alpha, variant="road_1", group_size=8))
 

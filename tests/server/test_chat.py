@@ -2,6 +2,7 @@
 
 import threading
 import time
+from typing import Any
 
 from typer.testing import CliRunner
 
@@ -48,7 +49,7 @@ def test_an_answer_that_was_stopped_ends_and_does_not_mix_with_the_next():
 
     client = Slow("http://127.0.0.1:1")
     talk = Talk(client, "m")
-    reading = interleaved([talk.say("first")])
+    reading: Any = interleaved([talk.say("first")])
     assert next(reading) == "first0 "
     reading.close()  # Ctrl-C
     assert "".join(interleaved([talk.say("second")])) == talk.answer == "second0 second1 second2 "

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -38,7 +39,8 @@ def test_linters_find_nothing(command, tmp_path):
 
 
 def test_every_option_exists():
-    serve = typer.main.get_command(app).commands["serve"]
+    group: Any = typer.main.get_command(app)
+    serve = group.commands["serve"]
     known = {name for parameter in serve.params for name in parameter.opts}
     documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
     container = next(one for one in documents if one["kind"] == "Deployment")["spec"]["template"]["spec"]["containers"][

@@ -62,9 +62,11 @@ def test_expressions_answer_as_their_composition(serve, tiny, folder):
     texts = ["formal*0.7 + german", "german + formal*0.7", "formal", "formal*0.5", "-formal + pirate"]
     requests = [resolve(text, root) for text in texts]
     for i, request in enumerate(requests):
+        assert request is not None
         request.lora_int_id = i + 1  # as vLLM's front end does
     (prompt,) = prompts_of(1)
     long = (prompt * 60)[:100]  # three blocks of the prefix cache: the same prompt under every name
+    answers = []
     for _ in range(2):
         answers = ask(llm, [long] * len(texts), requests, tokens=6, prefill=False)
         for text, answer in zip(texts, answers, strict=True):

@@ -1,5 +1,7 @@
 """The rotation behind a layer's product, on vLLM's own layer classes: bias inside, bias returned, other products."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -44,7 +46,7 @@ def test_output_and_bias_are_rotated(skip_bias_add, compiled):
         group_sizes=(2, 64),
     )
     x = torch.randn(5, 16)
-    plain = sum(part for part in layer(x) if part is not None)
+    plain: Any = sum(part for part in layer(x) if part is not None)
     bank = WorkerBank(found, slots=2, max_tokens=8, device="cpu")
     assert isinstance(layer.quant_method, _Product) and type(layer.quant_method).__name__ == "_Product"
     assert layer.state_dict().keys() == {"weight", "bias"}
@@ -58,7 +60,7 @@ def test_output_and_bias_are_rotated(skip_bias_add, compiled):
         made.append(adapter)
     bank.assign([0, 1, 2, 1, 0])
     run = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
-    z = sum(part for part in run(x) if part is not None)
+    z: Any = sum(part for part in run(x) if part is not None)
     for i, slot in enumerate([0, 1, 2, 1, 0]):
         expected = rotate(plain[i], *made[slot - 1].layer("x")) if slot else plain[i]
         assert_close(z[i], expected, TOLERANCE[torch.float32])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from tests.vllm.tiny import (
 )
 
 
-def _linear(kind: str, **fields):
+def _linear(kind: str, **fields) -> Any:
     return type(kind, (), fields)()
 
 
@@ -48,13 +49,19 @@ def _qkv(rank: int, size: int, *, heads=8, key_heads=4, head_size=32):
 NAMES = ["q_proj", "k_proj", "v_proj"]
 
 
+def shards_of(layer, names: list[str], *, in_order: bool = False) -> tuple[Shard, ...]:
+    found = _shards(layer, names, in_order=in_order)
+    assert found is not None
+    return found
+
+
 def test_qkv_is_cut_by_heads():
     shards = _shards(_qkv(1, 2), NAMES, in_order=False)
     assert shards == (Shard("q_proj", 256, 128, 128), Shard("k_proj", 128, 64, 64), Shard("v_proj", 128, 64, 64))
 
 
 def test_ranks_share_a_key_head_if_there_are_more_ranks_than_heads():
-    shards = [_shards(_qkv(rank, 4, key_heads=2), NAMES, in_order=False)[1] for rank in range(4)]
+    shards = [shards_of(_qkv(rank, 4, key_heads=2), NAMES)[1] for rank in range(4)]
     assert [shard.start for shard in shards] == [0, 0, 32, 32] and {shard.width for shard in shards} == {32}
 
 
@@ -63,7 +70,7 @@ def test_shards_cover_every_row_once(size):
     for name, width in zip(NAMES, (256, 128, 128), strict=True):
         rows = []
         for rank in range(size):
-            (shard,) = [shard for shard in _shards(_qkv(rank, size), NAMES, in_order=False) if shard.name == name]
+            (shard,) = [shard for shard in shards_of(_qkv(rank, size), NAMES) if shard.name == name]
             rows += range(shard.start, shard.start + shard.width)
         assert rows == list(range(width))
 
@@ -99,7 +106,7 @@ def test_fused_checkpoint(serve, make_adapter, monkeypatch, tmp_path, in_order):
 def test_fused_checkpoint_layer_is_refused_unless_its_order_is_known():
     fused = _qkv(1, 2)
     assert _shards(fused, ["qkv_proj"], in_order=False) is None
-    shards = _shards(fused, ["qkv_proj"], in_order=True)
+    shards = shards_of(fused, ["qkv_proj"], in_order=True)
     assert [shard.start for shard in shards] == [128, 256 + 64, 384 + 64] and {
         shard.full_width for shard in shards
     } == {512}
@@ -107,7 +114,7 @@ def test_fused_checkpoint_layer_is_refused_unless_its_order_is_known():
 
 def test_merged_column_and_row_layers():
     merged = _linear("MergedColumnParallelLinear", tp_rank=1, tp_size=2, output_sizes=[96, 96])
-    assert _shards(merged, ["gate_proj", "up_proj"], in_order=False)[1] == Shard("up_proj", 96, 48, 48)
+    assert shards_of(merged, ["gate_proj", "up_proj"])[1] == Shard("up_proj", 96, 48, 48)
     row = _linear("RowParallelLinear", tp_rank=1, tp_size=2, output_size=64)
     assert _shards(row, ["o_proj"], in_order=False) == (Shard("o_proj", 64, 0, 64),)
 
@@ -127,7 +134,7 @@ def test_pair_that_crosses_a_shard_is_refused_with_a_group_size_that_fits():
 
 
 def test_narrow_neighbour_in_the_same_layer_is_named():
-    shards = _shards(_qkv(1, 2), NAMES, in_order=False)  # 128, 64 and 64 rows on this rank
+    shards = shards_of(_qkv(1, 2), NAMES)  # 128, 64 and 64 rows on this rank
     found = ModelSurvey(
         layers={"qkv_proj": ShardedLayer(SimpleNamespace(), shards, (64,))},
         shards={name: [("qkv_proj", i)] for i, name in enumerate(NAMES)},

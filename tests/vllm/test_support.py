@@ -22,8 +22,10 @@ def _config(additional, lora=True):
 def test_off_without_the_key_and_on_with_it():
     assert support.plugin_options(_config({})) is None
     assert support.plugin_options(_config({"other": 1})) is None
-    assert support.plugin_options(_config({"roadkit": {}})).group_sizes == (64,)
-    assert support.plugin_options(_config({"roadkit": {"group_sizes": [64, 2, 64]}})).group_sizes == (64, 2)
+    for given, sizes in (({}, (64,)), ({"group_sizes": [64, 2, 64]}, (64, 2))):
+        options = support.plugin_options(_config({"roadkit": given}))
+        assert options is not None
+        assert options.group_sizes == sizes
 
 
 @pytest.mark.parametrize(

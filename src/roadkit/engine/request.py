@@ -36,19 +36,19 @@ class Request(Checked):
 
     prompt: str | list[Message] | list[int]
     adapter: str | None = None
-    max_tokens: int = Field(64, ge=1)
-    temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False)
-    top_k: int | None = Field(None, ge=1)
-    top_p: float = Field(1.0, gt=0, le=1)
-    min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, allow_inf_nan=False)
-    no_repeat_ngram_size: int = Field(0, ge=0)
+    max_tokens: int = Field(default=64, ge=1)
+    temperature: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
+    top_k: int | None = Field(default=None, ge=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    no_repeat_ngram_size: int = Field(default=0, ge=0)
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
-    logprobs: int | None = Field(None, ge=0, le=100)
-    prompt_logprobs: int | None = Field(None, ge=0, le=100)
-    min_tokens: int = Field(0, ge=0)
+    logprobs: int | None = Field(default=None, ge=0, le=100)
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=100)
+    min_tokens: int = Field(default=0, ge=0)
     ignore_eos: bool = False
     json_schema: dict[str, Any] | None = None
 

@@ -33,9 +33,9 @@ class LoraOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    r: int = Field(8, ge=1)
-    alpha: int = Field(16, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    r: int = Field(default=8, ge=1)
+    alpha: int = Field(default=16, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class Recipe(Checked):
@@ -84,43 +84,43 @@ class Recipe(Checked):
     format: FormatName = "auto"
     columns: dict[str, str] = Field(default_factory=dict)
     labels: tuple[str, ...] = ()
-    num_labels: int | None = Field(None, ge=1)
-    max_examples: int | None = Field(None, ge=1)
+    num_labels: int | None = Field(default=None, ge=1)
+    max_examples: int | None = Field(default=None, ge=1)
     system: str | None = None
     chat_template: bool = True
     completion_only: bool = True
-    max_length: int | None = Field(None, ge=2)
+    max_length: int | None = Field(default=None, ge=2)
     truncate: bool = True
     packing: bool = False
     group_by_length: bool = False
 
     variant: Literal["road_1", "road_2", "road_4"] = "road_1"
-    group_size: int = Field(64, ge=2, multiple_of=2)
+    group_size: int = Field(default=64, ge=2, multiple_of=2)
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     modules_to_save: tuple[str, ...] | None = None
     lora: LoraOptions | None = None
 
-    learning_rate: float = Field(5e-3, gt=0, allow_inf_nan=False)
-    head_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=5e-3, gt=0, allow_inf_nan=False)
+    head_learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = Field(0.1, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0)
-    batch_size: int = Field(8, ge=1)
-    gradient_accumulation: int = Field(1, ge=1)
-    epochs: float = Field(3.0, gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0)
+    warmup: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    batch_size: int = Field(default=8, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1)
+    epochs: float = Field(default=3.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
     bf16: bool = False
     gradient_checkpointing: bool = False
 
     eval_data: str | None = None
     eval_split: str = "validation"
-    eval_fraction: float = Field(0.0, ge=0, lt=1)
-    eval_steps: int | None = Field(None, ge=1)
-    eval_batch_size: int | None = Field(None, ge=1)
+    eval_fraction: float = Field(default=0.0, ge=0, lt=1)
+    eval_steps: int | None = Field(default=None, ge=1)
+    eval_batch_size: int | None = Field(default=None, ge=1)
     best: Metric | None = None
-    save_steps: int | None = Field(None, ge=1)
+    save_steps: int | None = Field(default=None, ge=1)
     keep_checkpoints: bool = False
     resume: bool = False
     tensorboard: bool = False

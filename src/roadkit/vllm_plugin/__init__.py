@@ -89,7 +89,7 @@ def _choose_manager() -> None:
     from .support import plugin_options
 
     mixin: Any = lora_model_runner_mixin  # its types foresee no other class under the name
-    original = mixin.LRUCacheWorkerLoRAManager
+    original = mixin.LRUCacheWorkerLoRAManager  # pyright: ignore[reportPrivateImportUsage]
 
     def manager_of(vllm_config: Any, device: Any, *args: Any, **options: Any) -> Any:
         kind = original if plugin_options(vllm_config) is None else RoadManager

@@ -150,7 +150,7 @@ def test_batch_of_another_size_is_refused(model):
 
 def test_a_layer_that_returns_its_bias_apart_is_refused():
     class ReturnsBias(nn.Linear):
-        def forward(self, x):
+        def forward(self, x):  # pyright: ignore[reportIncompatibleMethodOverride]
             return x @ self.weight.T, self.bias
 
     model = nn.ModuleDict({"q": ReturnsBias(6, 8)})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -139,9 +140,8 @@ def test_other_hooks_on_the_head_run_once(model):
 
 
 def test_heads_with_layers_inside(close):
-    config = RobertaConfig(
-        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=2
-    )
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_labels": 2}
+    config = RobertaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
     model = RobertaForSequenceClassification(config).eval()
     heads = [
         {"classifier": {name: torch.randn_like(p) for name, p in model.classifier.named_parameters()}} for _ in range(2)
@@ -164,7 +164,8 @@ def test_heads_with_layers_inside(close):
 
 def test_keyword_and_scalar_arguments_reach_the_head(close):
     class Scaled(nn.Linear):
-        def forward(self, x, *, factor, gain):  # gain [batch, 1] goes with its samples, factor does not
+        # gain [batch, 1] goes with its samples, factor does not
+        def forward(self, x, *, factor, gain):  # pyright: ignore[reportIncompatibleMethodOverride]
             return super().forward(x) * gain * factor
 
     class Model(nn.Module):

@@ -16,15 +16,17 @@ pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_gating_is_the_definition(count, threads):
     gate, up = torch.randn(count) * 30, torch.randn(count)
-    gate[0], out = 95.0, torch.empty(count)
-    native.load().rk_silu_multiply(gate.data_ptr(), up.data_ptr(), out.data_ptr(), count, threads)
+    gate[0], out, library = 95.0, torch.empty(count), native.load()
+    assert library is not None
+    library.rk_silu_multiply(gate.data_ptr(), up.data_ptr(), out.data_ptr(), count, threads)
     torch.testing.assert_close(out, nn.functional.silu(gate) * up)
 
 
 def test_gating_keeps_what_is_no_number():
     gate = torch.tensor([torch.nan, torch.inf, -200.0, 0.0])
-    up, out = torch.ones(4), torch.empty(4)
-    native.load().rk_silu_multiply(gate.data_ptr(), up.data_ptr(), out.data_ptr(), 4, 1)
+    up, out, library = torch.ones(4), torch.empty(4), native.load()
+    assert library is not None
+    library.rk_silu_multiply(gate.data_ptr(), up.data_ptr(), out.data_ptr(), 4, 1)
     torch.testing.assert_close(out, nn.functional.silu(gate), equal_nan=True)
 
 

@@ -1,5 +1,7 @@
 """A decoder layer in one call gives the bits of its operators apart, and leaves to transformers what it doesn't know."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -18,7 +20,12 @@ def tiny_mistral():
     from transformers import MistralConfig, MistralForCausalLM
 
     def make(**changes):
-        sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+        sizes: dict[str, Any] = {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
         torch.manual_seed(0)
         return MistralForCausalLM(
             MistralConfig(intermediate_size=128, max_position_embeddings=512, sliding_window=16, **sizes | changes)
@@ -123,7 +130,7 @@ def test_what_computes_something_else_is_left_alone(tiny_llama, tiny_tokenizer, 
             layer.input_layernorm = nn.LayerNorm(model.config.hidden_size)
         return model
 
-    model = changed()
+    model: Any = changed()
     engine = Engine(model, tiny_tokenizer)
     assert [isinstance(layer.forward, FusedLayer) for layer in model.model.layers] == [False, True]
     prompt = [5, 6, 7, 8]

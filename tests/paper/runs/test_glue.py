@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -51,7 +52,7 @@ def test_a_shorter_search_chooses_the_rate_of_the_runs_that_count(encoder, data,
 def test_presets_are_the_papers_settings(ledger, monkeypatch):
     monkeypatch.setattr(glue, "_compute", lambda rows, run, folder: {"epochs": run.settings.epochs, "rate": run.rate})
     monkeypatch.setattr(glue._GlueJobs, "_rows", lambda self, run: None)
-    options = {"data": None, "tasks": ["rte", "mnli"], "methods": ["road_1"], "presets": True}
+    options: dict[str, Any] = {"data": None, "tasks": ["rte", "mnli"], "methods": ["road_1"], "presets": True}
     run_glue(FULL, ledger, **options, seeds=3)
     found = {(row["recipe"]["task"], row["recipe"]["batch_size"], *row["metrics"].values()) for row in ledger.rows()}
     assert found == {("rte", 32, 20, 3e-3), ("mnli", 16, 10, 1e-3)}
@@ -60,7 +61,7 @@ def test_presets_are_the_papers_settings(ledger, monkeypatch):
     with pytest.raises(RecipeError, match="presets of RoAd on roberta-base and roberta-large"):
         run_glue(dataclasses.replace(FULL, model="minilm"), ledger, **options)
     with pytest.raises(RecipeError, match="not of lora"):
-        run_glue(FULL, ledger, **options | {"methods": ["lora"]})
+        run_glue(FULL, ledger, **options | dict[str, Any](methods=["lora"]))
 
 
 def test_glue_names_what_is_missing(encoder, tmp_path, ledger):

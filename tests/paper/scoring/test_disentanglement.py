@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import pytest
 import torch
@@ -45,4 +46,4 @@ def test_regression_loss_is_the_mean_square():
     expected = ((found["logits"].squeeze(-1) - labels) ** 2).mean()
     assert math.isclose(float(found["loss"]), float(expected), rel_tol=1e-6)
     with pytest.raises(ValueError, match="'length'"):
-        Probe(4, 1, part="length")
+        Probe(4, 1, part=cast(Any, "length"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,9 @@ def test_the_engine_answers_as_transformers_does_with_the_adapter_merged(decoder
     questions = ["Is 1 even?", "Is 22 even?"]
     answers = tuned.answer(questions, new_tokens=6)
     assert answers != TunedDecoder.train(decoder, "base", 0.0, table, seed=0).answer(questions, new_tokens=6)
-    model, tokenizer = models.load_causal(decoder.model), models.load_tokenizer(decoder.model)
+    model: Any = models.load_causal(decoder.model)
+    tokenizer = models.load_tokenizer(decoder.model)
+    assert tuned.adapter is not None
     rk.merge(model, tuned.adapter)
     for question, answer in zip(questions, answers, strict=True):
         ids = tokenizer(prompt_of(question), return_tensors="pt")["input_ids"]

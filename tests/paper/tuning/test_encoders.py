@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
@@ -34,7 +35,7 @@ def test_the_pooler_trains_with_the_classifier_unless_frozen(encoder, data):
             for name, p in tuned.named_parameters()
             if p.requires_grad
         } == heads
-    tiny = {
+    tiny: dict[str, Any] = {
         "vocab_size": 30,
         "hidden_size": 8,
         "num_hidden_layers": 1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ from roadkit.errors import RecipeError
 
 
 def test_the_best_epoch_comes_back():
-    model, keep = nn.Linear(2, 1), KeepBest("accuracy")
+    model, keep, nothing = nn.Linear(2, 1), KeepBest("accuracy"), cast(Any, None)
 
     def epoch(value: float, accuracy: float) -> None:
         with torch.no_grad():
             model.weight.fill_(value)
-        keep.on_evaluate(SimpleNamespace(), SimpleNamespace(), None, metrics={"eval_accuracy": accuracy}, model=model)
+        keep.on_evaluate(nothing, nothing, nothing, metrics={"eval_accuracy": accuracy}, model=model)
 
     for value, accuracy in ((1.0, 0.5), (2.0, 0.8), (3.0, 0.8), (4.0, 0.6)):
         epoch(value, accuracy)
@@ -26,13 +26,11 @@ def test_the_best_epoch_comes_back():
     assert model.weight.tolist() == [[2.0, 2.0]]
     assert keep.best == {"accuracy": 0.8}
     with pytest.raises(RecipeError, match="no metric 'pearson'"):
-        KeepBest("pearson").on_evaluate(
-            SimpleNamespace(), SimpleNamespace(), None, metrics={"eval_loss": 1.0}, model=model
-        )
+        KeepBest("pearson").on_evaluate(nothing, nothing, nothing, metrics={"eval_loss": 1.0}, model=model)
 
 
 def test_the_smallest_loss_is_the_best():
-    model, keep = nn.Linear(2, 1), KeepBest("loss")
+    model, keep, nothing = nn.Linear(2, 1), KeepBest("loss"), cast(Any, None)
     for loss in (2.0, 1.0, 3.0):
-        keep.on_evaluate(SimpleNamespace(), SimpleNamespace(), None, metrics={"eval_loss": loss}, model=model)
+        keep.on_evaluate(nothing, nothing, nothing, metrics={"eval_loss": loss}, model=model)
     assert keep.best == {"loss": 1.0}

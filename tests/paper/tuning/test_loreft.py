@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ PROMPTS = ["Is 1 even?", "Tell me a little more about the number 22."]
 
 
 def test_loreft_is_its_formula_with_each_tasks_own_ranks():
-    edit, h = LoreftEdit(12, [2, 3]), torch.randn(4, 12)
+    edit: Any = LoreftEdit(12, [2, 3])
+    h = torch.randn(4, 12)
     r, w, c = edit.rotate.weight, edit.source.weight, edit.source.bias
     torch.testing.assert_close(r @ r.T, torch.eye(5), rtol=0, atol=1e-5)
     whole = h + (h @ w.T + c - h @ r.T) @ r

@@ -67,8 +67,10 @@ def test_rates_are_limited(local, quota, models, refused):
 
     async def run():
         async with local(keys=kept) as (_, http):
+            answer = None
             for model in models:
                 answer = await http.post("/v1/completions", json={**BODY, "model": model}, headers=heads["acme"])
+            assert answer is not None
             assert answer.status_code == 429 and refused in answer.json()["error"]["message"]
             assert int(answer.headers["retry-after"]) >= 1
             assert (await http.post("/v1/completions", json=BODY, headers=heads["zeta"])).status_code == 200

@@ -4,6 +4,8 @@ service = new_service(registry=tmp_path)
 entry = service.inventory.keep("local", "a", *CONTENTS[0])
 """
 
+from typing import Any, cast
+
 import torch
 
 from roadkit import store
@@ -49,4 +51,4 @@ class Memory:
 
 def new_service(**settings) -> Service:
     """A server without routes."""
-    return Service(ServerSettings(model="base", **settings), Keyring(), Memory())
+    return Service(ServerSettings(model="base", **settings), Keyring(), cast(Any, Memory()))

@@ -19,6 +19,7 @@ def test_a_folder_that_is_gone_is_no_adapter_any_more(tmp_path):
     service = new_service()
     Folders(service.catalog, service.residents, [str(tmp_path)]).start()
     entry = service.catalog.find(LOCAL, "a")
+    assert entry is not None
     shutil.rmtree(tmp_path / "a")
     with pytest.raises(ExpressionError, match="no adapter 'a' any more"):
         service.residents.acquire([Factor(entry)])

@@ -4,6 +4,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any, cast
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
@@ -56,7 +57,7 @@ class Lifecycle(RuleBasedStateMachine):
         (self.root / "watched").mkdir()
         self.expected: dict[str, tuple[int, bool]] = {}  # name → content, pinned
         self.watched: int | None = None
-        self.service = None
+        self.service: Any = None
         self.boot()
 
     def boot(self):
@@ -171,6 +172,7 @@ class Lifecycle(RuleBasedStateMachine):
         assert (entry is None) == (self.watched is None)
         if entry is not None:
             lease = self.service.residents.acquire([Factor(entry)])
+            assert self.watched is not None
             assert lease.adapter.content_hash == HASHES[self.watched]
             self.held.append((lease, lease.adapter.content_hash))
 
@@ -204,7 +206,7 @@ class Lifecycle(RuleBasedStateMachine):
 
 
 Lifecycle.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=cast(Any, list(HealthCheck))
 )
 test_any_order_of_events = Lifecycle.TestCase
 

@@ -28,7 +28,7 @@ def web(host, answer):
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *args):
+        def log_message(self, format, *args):
             pass
 
     server = http.server.ThreadingHTTPServer((host, 0), Handler)

@@ -20,6 +20,7 @@ def test_what_cannot_be_read_is_left_alone(tmp_path):
     service = new_service(registry=tmp_path)
     entry = service.inventory.keep(LOCAL, "a", *CONTENTS[0])
     (tmp_path / "_local" / "_a" / "current.json").write_text("{")
+    assert service.inventory.uploads is not None
     assert service.inventory.uploads.entries() == [] and Path(entry.source).is_dir()
     service.close()
 
@@ -33,6 +34,7 @@ def test_what_is_not_the_registrys_stays(tmp_path):
     unfinished = tmp_path / "_local" / "_a" / "versions" / ".tmp"
     unfinished.mkdir(parents=True)
     service = new_service(registry=tmp_path)
+    assert service.inventory.uploads is not None
     assert service.inventory.uploads.entries() == []
     assert all((tmp_path / name).read_text() == "kept" for name in foreign)
     assert not (tmp_path / "_local" / "_a").exists()

@@ -19,8 +19,12 @@ def test_a_reader_that_is_too_slow_is_cut_off(local):
             while service.traffic.running:
                 await asyncio.sleep(0.01)
             pieces = [chunk async for _, chunk in generation.events()]
-            assert len(pieces) == 9 and pieces[-1].completion.finish_reason == "cancelled"
-            assert "too slowly" in generation.failure(0).message
+            last, failed = pieces[-1].completion, generation.failure(0)
+            assert len(pieces) == 9
+            assert last is not None
+            assert last.finish_reason == "cancelled"
+            assert failed is not None
+            assert "too slowly" in failed.message
             generation.close()
 
     asyncio.run(run())

@@ -1,6 +1,7 @@
 """Which backend is opened, and what goes with which. Serving on vLLM itself is tested in tests/vllm."""
 
 import logging
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -52,6 +53,6 @@ def test_an_encoder_goes_where_there_is_a_gpu(tmp_path, tiny_bert, tiny_tokenize
     tiny_bert(vocab_size=384).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     monkeypatch.setattr(models, "best_device", lambda asked=None: asked or "meta")  # stands for a GPU
-    for options, device in (({}, "meta"), ({"device": "cpu"}, "cpu")):
-        backend = choice.open_backend(str(tmp_path), EngineOptions(), **options)
+    for asked, device in ((None, "meta"), ("cpu", "cpu")):
+        backend: Any = choice.open_backend(str(tmp_path), EngineOptions(), device=asked)
         assert backend.model.device.type == backend.bank.device.type == device

@@ -1,6 +1,7 @@
 """The encoder behind the seam: what it reads, how it queues, and its end."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from transformers import RobertaConfig, RobertaModel
@@ -35,7 +36,7 @@ def test_a_tenant_takes_half_of_the_queue_at_most_and_a_whole_request_fits_in(tm
     tiny_bert(vocab_size=384).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     for max_queue, texts in ((1, 256), (256, 1024)):
-        engine = open_backend(str(tmp_path), EngineOptions(), max_queue=max_queue, device="cpu")
+        engine: Any = open_backend(str(tmp_path), EngineOptions(), max_queue=max_queue, device="cpu")
         jobs = [one_text([5], tenant="acme") for _ in range(texts)]
         for job in jobs:
             engine.submit(job)

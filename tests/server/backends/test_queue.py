@@ -45,7 +45,7 @@ def test_bounds():
 def test_it_behaves_as_its_plain_model(actions):
     queue = FairQueue(max_waiting=8, max_waiting_per_tenant=4)
     waiting: dict[str, list[int]] = {tenant: [] for tenant in TENANTS}
-    running = dict.fromkeys(TENANTS, 0)
+    running: dict[str, int] = dict.fromkeys(TENANTS, 0)
     owner: dict[int, str] = {}
     for number, (action, tenant) in enumerate(actions):
         if action == "put":

@@ -303,7 +303,8 @@ def test_every_panel_fits_and_follows_the_scheme(page, width, scheme):
         page.open(panel)
         overflow = page.js("return document.documentElement.scrollWidth - innerWidth")
         assert overflow <= 0, f"{panel} is {overflow} pixels too wide at {width}"
-        red = int(re.search(r"\d+", page.js("return getComputedStyle(document.documentElement).backgroundColor"))[0])
+        colour = page.js("return getComputedStyle(document.documentElement).backgroundColor")
+        red = int(re.findall(r"\d+", colour)[0])
         assert (red > 200) == (scheme == "light")
     page.click("#theme")  # light, whatever the system says
     assert page.js("return getComputedStyle(document.documentElement).colorScheme") == "light"

@@ -51,11 +51,13 @@ def test_formats_are_detected(row, name, expected):
 
 def test_alpaca_input_joins_the_instruction():
     example = read({"instruction": "Translate.", "input": "Hund", "output": "dog"})
+    assert isinstance(example, Dialogue)
     assert example.messages[0]["content"] == "Translate.\n\nHund"
 
 
 def test_alpaca_without_a_template_is_written_as_it_was_made():
     example = read({"instruction": "Translate.", "input": "Hund", "output": "dog"}, chat=False)
+    assert isinstance(example, Passage)
     assert example.prompt.startswith("Below is an instruction that describes a task, paired with an input")
     assert example.prompt.endswith("### Input:\nHund\n\n### Response:\n")
     assert example.answer == "dog"

@@ -45,7 +45,7 @@ def test_classification_trains_rotations_and_head(label_recipe, bert_folder, wri
     assert adapter.heads["classifier"]["weight"].shape == (2, 64)
     model, tokenizer = models.load_encoder(bert_folder, num_labels=2), models.load_tokenizer(bert_folder)
     pairs = [[row[name] for row in ROWS] for name in ("sentence1", "sentence2")]
-    batch = tokenizer(*pairs, padding=True, return_tensors="pt")
+    batch = tokenizer(pairs[0], pairs[1], padding=True, return_tensors="pt")
     with torch.no_grad(), rk.attached(model, adapter):
         assert model(**batch).logits.argmax(-1).tolist() == [row["label"] for row in ROWS]
 

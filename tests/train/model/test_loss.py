@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from roadkit.train.data.batches import pad_batch
 from roadkit.train.model.loss import answer_loss
 
-ROWS = [
+ROWS: list[Mapping[str, Any]] = [
     {"input_ids": [3, 9, 8, 7, 6], "labels": [-100, -100, 8, 7, 6]},
     {"input_ids": [4, 5, 9], "labels": [-100, 5, 9]},
 ]

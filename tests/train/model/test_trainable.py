@@ -9,6 +9,7 @@ from transformers import GgufConfig
 import roadkit as rk
 from roadkit import models
 from roadkit.errors import ModelError
+from roadkit.rotation import lower, rotate
 from roadkit.train import run
 from roadkit.train.model.borrowed import borrowed
 from roadkit.train.model.trainable import make_trainable
@@ -42,8 +43,8 @@ def test_lora_goes_around_the_rotation(make_recipe, tiny_llama, close):
                 parameter.add_(torch.randn_like(parameter) * 0.3)
         rotation = layer.base_layer
         x = torch.randn(3, 64)
-        a, b = rk.rotation.lower("road_1", rotation.road_theta["default"], rotation.road_alpha["default"], 16)
-        turned = rk.rotation.rotate(x @ rotation.base_layer.weight.T, a, b, 16)
+        a, b = lower("road_1", rotation.road_theta["default"], rotation.road_alpha["default"], 16)
+        turned = rotate(x @ rotation.base_layer.weight.T, a, b, 16)
         low_rank = x @ layer.lora_A["default"].weight.T @ layer.lora_B["default"].weight.T
         close(layer(x), turned + 4 * low_rank)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from peft import PeftModel
@@ -21,7 +23,12 @@ IMAGE = 260
 @pytest.fixture(scope="module")
 def llava_folder(tmp_path_factory) -> str:
     torch.manual_seed(0)
-    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    small: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**small, image_size=28, patch_size=14),
         text_config=LlamaConfig(**small, vocab_size=VOCABULARY, pad_token_id=0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -41,10 +42,10 @@ def test_an_overflow_that_a_scaler_expects_does_not_stop(make_recipe, tmp_path, 
     model.weight.grad = torch.tensor([[float("inf")]])
     guard = StepGuard(
         RunState(make_recipe(), Base("tiny", ""), {}, last_loss=1.0),
-        SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler)),
+        cast(Any, SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler))),
     )
     rates = SimpleNamespace(param_groups=[{"lr": 1.0, "params": [model.weight]}])
-    told = (SimpleNamespace(world_size=1), SimpleNamespace(global_step=0), None)
+    told: Any = (SimpleNamespace(world_size=1), SimpleNamespace(global_step=0), None)
     if stops:
         with pytest.raises(RecipeError, match="the gradient became inf at step 1"):
             guard.on_pre_optimizer_step(*told, model=model, optimizer=rates)

@@ -107,6 +107,7 @@ def again(recipe: Recipe, **changes) -> Recipe:
 
 def test_half_written_checkpoint_is_passed_over(stopped):
     newest = last_complete(stopped.run_dir)
+    assert newest is not None
     assert newest.name == "checkpoint-2"
     (newest / MARK).unlink()  # what a kill between two files leaves
     assert run(again(stopped)).resumed_from == 1

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import native
-from ..attention import make_step
 from ..cache import PagedCache
-from ..step import CurrentStep, Span
+from ..step import CurrentStep, Span, Step
 from .attention import NativeDecode
 from .blocks import FusedAttention, FusedMLP, window_of
 from .norms import FusedNorm
@@ -118,7 +117,9 @@ def _same(module: nn.Module, fused: FusedLayer, cache: PagedCache, current: Curr
     x = torch.randn(1, 1, fused.linears["q"].num_inputs, generator=generator)
     angles = 3 * torch.randn(1, 1, fused.native.head_dim // 2, generator=generator).repeat(1, 1, 2)
     position = (angles.cos(), angles.sin())
-    step = make_step(cache, [Span(start=0, num_tokens=1, context=2, pages=[cache.spare_page])])
+    span = Span(start=0, num_tokens=1, context=2, pages=[cache.spare_page])
+    places = torch.tensor(span.places())
+    step = Step(cache, places, decode=NativeDecode([span], places))
     with current.computing(step):
         expected, actual = (layer(x, position_embeddings=position) for layer in (module, fused))
     return isinstance(expected, Tensor) and bool((actual - expected).abs().max() <= 1e-5 * expected.abs().max())

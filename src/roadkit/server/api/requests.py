@@ -56,7 +56,7 @@ class StreamOptions(Body):
 class JsonSchema(Body):
     """OpenAI's wrapper around a schema. Always followed strictly."""
 
-    name: Text = Field("", max_length=64)
+    name: Text = Field(default="", max_length=64)
     description: Text | None = None
     schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
     strict: bool | None = None
@@ -96,26 +96,26 @@ class Sampling(Body):
     }
 
     model: Text
-    n: int | None = Field(None, ge=1)
-    max_tokens: int | None = Field(None, ge=0)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    n: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=0)
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     seed: Seed | None = None
     stop: Text | Many[Text] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     # beyond OpenAI, with vLLM's names
-    top_k: int | None = Field(None, ge=-1)
-    min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    repetition_penalty: float | None = Field(None, gt=0, le=100, allow_inf_nan=False)
-    no_repeat_ngram_size: int | None = Field(None, ge=0, le=1024)
-    min_tokens: int | None = Field(None, ge=0)
+    top_k: int | None = Field(default=None, ge=-1)
+    min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
+    no_repeat_ngram_size: int | None = Field(default=None, ge=0, le=1024)
+    min_tokens: int | None = Field(default=None, ge=0)
     ignore_eos: bool | None = None
-    stop_token_ids: Many[TokenId] | None = Field(None, max_length=64)
+    stop_token_ids: Many[TokenId] | None = Field(default=None, max_length=64)
     # taken and ignored
     user: Text | None = None
-    metadata: dict[str, str] | None = Field(None, max_length=MAX_FIELDS)
+    metadata: dict[str, str] | None = Field(default=None, max_length=MAX_FIELDS)
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -123,7 +123,7 @@ class Sampling(Body):
     # refused, see REFUSED
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = Field(None, max_length=1024)
+    logit_bias: dict[str, float] | None = Field(default=None, max_length=1024)
 
     @model_validator(mode="after")
     def _nothing_unsupported(self) -> Sampling:
@@ -161,8 +161,8 @@ class CompletionRequest(Sampling):
 
     prompt: Texts
     echo: bool | None = None
-    logprobs: int | None = Field(None, ge=0)
-    best_of: int | None = Field(None, ge=1)
+    logprobs: int | None = Field(default=None, ge=0)
+    best_of: int | None = Field(default=None, ge=1)
     suffix: str | None = None
 
     @model_validator(mode="after")
@@ -230,9 +230,9 @@ class ChatRequest(Sampling):
     }
 
     messages: Many[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0)
+    top_logprobs: int | None = Field(default=None, ge=0)
     tools: list[Any] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
