@@ -49,7 +49,7 @@ class AnyAdapter(Protocol):
 
 def files_in(folder: str | os.PathLike) -> tuple[str, str] | None:
     """The names of the two files in a local folder, if it holds an adapter or an intervention; None if it holds neither."""
-    found = (names for names in (store.FILES, interventions.FILES) if os.path.isfile(Path(folder) / names[0]))
+    found = (names for names in (interventions.FILES, store.FILES) if os.path.isfile(Path(folder) / names[0]))
     return next(found, None)  # isfile() is False, too, if the folder may not be read
 
 

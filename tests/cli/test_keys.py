@@ -47,7 +47,28 @@ def test_what_cannot_be_made_or_revoked_changes_nothing(tmp_path):
     assert file.read_text() == before
 
 
-@pytest.mark.parametrize("words", [["serve", "smollm2", "--make-key", "ci"], ["serve", "--make-key=ci"]])
+def test_zero_is_no_limit_and_what_a_key_cannot_be_is_said_in_words(tmp_path):
+    file = tmp_path / "keys.json"
+    keys("add", "ci", "--concurrency", 0, "--requests-per-minute", 0, "--keys", file)
+    assert Keyring.load(file).keys[0].quota.concurrency is None
+    for words, message in (
+        (["add", "x", "--concurrency", -1], "concurrency: input should be greater than 0, got '-1'"),
+        (["add", "x", "--tenant", "a b"], "tenant: .*, got 'a b'"),
+        (["add", ""], "name: "),
+    ):
+        with pytest.raises(RoadkitError, match=message):
+            keys(*words, "--keys", file)
+    assert [key.name for key in Keyring.load(file).keys] == ["ci"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["serve", "smollm2", "--make-key", "ci"],
+        ["serve", "--make-key=ci"],
+        ["-v", "serve", "--port", "9", "--make-key", "ci", "smollm2"],
+    ],
+)
 def test_serve_still_makes_keys_and_says_where_they_are_made_now(tmp_path, words):
     file = tmp_path / "keys.json"
     done = CliRunner().invoke(app, [*words, "--tenant", "acme", "--admin", "--keys", str(file)], catch_exceptions=False)
@@ -55,8 +76,3 @@ def test_serve_still_makes_keys_and_says_where_they_are_made_now(tmp_path, words
     assert f"roadkit keys add ci --tenant acme --admin --keys {file}" in done.stderr
     (key,) = Keyring.load(file).keys
     assert (key.name, key.tenant, key.admin) == ("ci", "acme", True)
-
-
-def test_the_papers_command_names_the_new_one():
-    with pytest.raises(RoadkitError, match="python -m paper glue --seeds 5"):
-        CliRunner().invoke(app, ["reproduce", "glue", "--seeds", "5"], catch_exceptions=False)

@@ -19,22 +19,31 @@ def add(
     keys: Path = KEYS,
     tenant: str = typer.Option("default", help="Whose key it is."),
     admin: bool = typer.Option(False, "--admin", help="May change adapters and read /metrics."),
-    requests_per_minute: float | None = typer.Option(None, help="By default without a limit."),
-    tokens_per_minute: float | None = typer.Option(None, help="By default without a limit."),
-    concurrency: int | None = typer.Option(None, help="Answers at once; by default without a limit."),
-    live_expressions: int | None = typer.Option(None, help="Different models at once; by default without a limit."),
+    requests_per_minute: float | None = typer.Option(None, help="By default, or with 0, without a limit."),
+    tokens_per_minute: float | None = typer.Option(None, help="By default, or with 0, without a limit."),
+    concurrency: int | None = typer.Option(None, help="Answers at once; by default, or with 0, without a limit."),
+    live_expressions: int | None = typer.Option(
+        None, help="Different models at once; by default, or with 0, without a limit."
+    ),
 ) -> None:
     """Make a key and print it, this once."""
-    from ..server.access.keys import Keyring, new_key
-    from ..server.settings import Quota
+    from pydantic import ValidationError
 
-    quota = Quota(
-        requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute,
-        concurrency=concurrency,
-        live_expressions=live_expressions,
-    )
-    text, key = new_key(name, tenant=tenant, admin=admin, quota=quota)
+    from ..errors import RoadkitError
+    from ..server.access.keys import Key, Keyring, new_key
+    from ..server.settings import Quota
+    from ..validation import problems
+
+    try:
+        quota = Quota(
+            requests_per_minute=requests_per_minute or None,
+            tokens_per_minute=tokens_per_minute or None,
+            concurrency=concurrency or None,
+            live_expressions=live_expressions or None,
+        )
+        text, key = new_key(name, tenant=tenant, admin=admin, quota=quota)
+    except ValidationError as error:
+        raise RoadkitError("; ".join(map(str, problems(error, Key)))) from None
     Keyring.read(keys).adding(key).save(keys)
     print(text)
     print("kept as a digest only: this is the one time the key is shown", file=sys.stderr)

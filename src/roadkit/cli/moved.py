@@ -5,6 +5,7 @@ translated(["serve", "--make-key", "ci", "--keys", "keys.json"])      # ["keys",
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import typer
@@ -13,6 +14,9 @@ from typer.core import TyperGroup
 from ..errors import RoadkitError
 
 MAKE_KEY = "--make-key"
+KEY_OPTIONS = (
+    "--keys", "--tenant", "--requests-per-minute", "--tokens-per-minute", "--concurrency", "--live-expressions",
+)  # fmt: skip
 
 
 class Verbs(TyperGroup):
@@ -24,25 +28,29 @@ class Verbs(TyperGroup):
 
 def translated(words: list[str]) -> list[str]:
     """The words of a command line, those of a command that moved replaced. Raises `RoadkitError` for one that left the package."""
-    if words[:1] == ["reproduce"]:
-        rest = " ".join(words[1:]) or "--help"
+    flags = list(itertools.takewhile(lambda word: word.startswith("-"), words))
+    verb, *rest = words[len(flags) :] or [""]
+    if verb == "reproduce":
         raise RoadkitError(
-            f"the paper's experiments are no longer part of the package; in a checkout: python -m paper {rest}"
+            "the paper's experiments are no longer part of the package; in a checkout: python -m paper "
+            + (" ".join(rest) or "--help")
         )
-    if words[:1] == ["serve"] and any(word.partition("=")[0] == MAKE_KEY for word in words):
-        moved = _key_words(words[1:])
+    if verb == "serve" and any(word.partition("=")[0] == MAKE_KEY for word in rest):
+        moved = _key_words(rest)
         print(f"`roadkit serve {MAKE_KEY}` goes away with the next release: roadkit {' '.join(moved)}", file=sys.stderr)
-        return moved
+        return [*flags, *moved]
     return words
 
 
 def _key_words(words: list[str]) -> list[str]:
-    name, rest = "", []
+    """Those words that a key needs; whatever else `serve` was told, it did not read beside `--make-key`."""
+    kept: dict[str, list[str]] = {}
     waiting = iter(words)
     for word in waiting:
         option, equals, value = word.partition("=")
-        if option == MAKE_KEY:
-            name = value if equals else next(waiting, "")
-        elif word.startswith("-") or rest:  # before the options stands the base model, which a key does not need
-            rest.append(word)
-    return ["keys", "add", *([name] if name else []), *rest]
+        if option == "--admin":
+            kept[option] = []
+        elif option in (MAKE_KEY, *KEY_OPTIONS):
+            kept[option] = [value if equals else next(waiting, "")]
+    names = kept.pop(MAKE_KEY)
+    return ["keys", "add", *filter(None, names), *(word for option, own in kept.items() for word in (option, *own))]

@@ -42,7 +42,7 @@ def serve(
     device: str | None = DEVICE,
     max_batch: int = typer.Option(32, min=1, help="Requests that run at once.", rich_help_panel=RUN),
     max_context: int | None = typer.Option(
-        None, min=1, help="Longest prompt and answer in tokens; by default the model's own limit.", rich_help_panel=RUN
+        None, min=0, help="Longest prompt and answer in tokens; by default the model's own limit.", rich_help_panel=RUN
     ),
     cache_gib: float | None = typer.Option(
         None, help="Memory for keys and values; embedded: 1, vllm: its own choice.", rich_help_panel=RUN
@@ -51,7 +51,7 @@ def serve(
         None, help="Type of the weights: float32, bfloat16, or (embedded, on the CPU) int8.", rich_help_panel=RUN
     ),
     num_labels: int | None = typer.Option(
-        None, min=1, help="Give an encoder a head for adapters that bring theirs.", rich_help_panel=RUN
+        None, min=0, help="Give an encoder a head for adapters that bring theirs.", rich_help_panel=RUN
     ),
     tensor_parallel_size: int = typer.Option(1, help="Over how many GPUs each layer is cut.", rich_help_panel=VLLM),
     pipeline_parallel_size: int = typer.Option(
@@ -122,7 +122,7 @@ def serve(
     launch.check_exposure(host, keyring, insecure=insecure, tls=tls_cert is not None)
     everywhere: dict[str, Any] = {
         "max_batch": max_batch,
-        "max_context": max_context,
+        "max_context": max_context or None,
         "cache_gib": cache_gib,
         "weights": weights,
     }
@@ -140,7 +140,7 @@ def serve(
         if given:
             raise RoadkitError(f"{given[0]} is an option of --engine vllm; the embedded engine is one process")
         options = EngineOptions(**everywhere)
-    backend = open_backend(model, options, max_queue=max_queue, num_labels=num_labels, device=device)
+    backend = open_backend(model, options, max_queue=max_queue, num_labels=num_labels or None, device=device)
     launch.serve(
         settings,
         keyring,

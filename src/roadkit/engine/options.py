@@ -25,7 +25,7 @@ class EngineOptions(Checked):
     """Options of every engine. Raises `RequestError` for an unknown name or a value out of range.
 
     max_batch      requests that run at once; more wait
-    max_waiting    requests that may wait; beyond, `submit` raises `QueueFull`
+    max_waiting    requests that may wait in the embedded engine; beyond, `submit` raises `QueueFull`
     slots          different adapters or compositions resident at once; by default enough for every running request
     max_context    longest prompt and answer in tokens; by default the model's own limit, or what the cache holds
     cache_gib      memory for keys and values, in GiB; by default 1 on the embedded engine, and vLLM's own choice there

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -75,8 +75,8 @@ class Intervention:
 
     @property
     def parts(self) -> Mapping[str, Intervention]:
-        """Each subspace by itself."""
-        return {name: self.select(name) for name in self.subspaces}
+        """Each subspace by itself, restricted when it is asked for."""
+        return _Parts(self)
 
     @property
     def content_hash(self) -> str:
@@ -159,6 +159,25 @@ class Intervention:
     def __repr__(self) -> str:
         where = ", ".join(self.sites)
         return f"Intervention({where} at {self.positions}, subspaces: {', '.join(self.subspaces) or 'none'})"
+
+
+class _Parts(Mapping[str, Intervention]):
+    def __init__(self, whole: Intervention):
+        self._whole = whole
+
+    def __getitem__(self, name: str) -> Intervention:
+        if name not in self._whole.subspaces:
+            raise KeyError(name)
+        return self._whole.select(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole.subspaces)
+
+    def __len__(self) -> int:
+        return len(self._whole.subspaces)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._whole.subspaces
 
 
 def restrict(rotation: Adapter, subspace: Subspace) -> Adapter:

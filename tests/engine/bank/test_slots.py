@@ -77,3 +77,20 @@ def test_what_cannot_be_composed_takes_no_slot(model, tmp_path):
                 bank.acquire(bank.parse(text))
     with bank.rows(["good"]):
         pass
+
+
+def test_a_row_that_could_not_be_written_is_not_found_again(model, monkeypatch):
+    """As when the device has no memory left at that moment."""
+    bank, x = Bank(model, {"a": small(1)}, slots=1), torch.randn(1, 6)
+    with bank.rows(["a"]):
+        expected = model["q"](x)
+    bank.add("a", small(2))
+    write = bank._buffer.write
+    monkeypatch.setattr(bank._buffer, "write", lambda slot, adapter: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bank.acquire(bank.parse("a"))
+    assert not bank.resident() and not bank.num_held
+    monkeypatch.setattr(bank._buffer, "write", write)
+    with bank.rows(["a"]):
+        torch.testing.assert_close(model["q"](x)[0], rotated_row(model, small(2), x, 0))
+        assert not torch.equal(model["q"](x), expected)

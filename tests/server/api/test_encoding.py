@@ -82,6 +82,18 @@ def test_a_deadline_ends_an_encoding(stuck):
     asyncio.run(run())
 
 
+def test_a_batch_that_does_not_end_holds_up_nobody_beyond_the_deadline(stuck):
+    async def run():
+        async with stuck(request_seconds=0.05) as (service, begin, meter):
+            encoding = await begin()
+            while service.backend._queue.pop():  # as if both texts were in a batch that hangs
+                pass
+            error = await ended(encoding, Client())
+            assert (error.status, error.message) == (504, "the request's time is over")
+
+    asyncio.run(run())
+
+
 def test_a_server_that_shuts_down_ends_encodings_too(stuck):
     async def run():
         async with stuck() as (service, begin, meter):

@@ -11,7 +11,7 @@ from roadkit.engine.options import EngineOptions
 from roadkit.errors import QueueFull, RequestError
 from roadkit.server.backends.base import EncodingJob
 from roadkit.server.backends.choice import open_backend
-from roadkit.server.backends.encoder import EncoderBackend
+from roadkit.server.backends.encoder import EncoderBackend, _deliver
 
 
 def one_text(token_ids: list[int], **options) -> EncodingJob:
@@ -43,6 +43,12 @@ def test_a_tenant_takes_half_of_the_queue_at_most_and_a_whole_request_fits_in(tm
         with pytest.raises(QueueFull, match=f"{texts} of your requests"):
             engine.submit(one_text([5], tenant="acme"))
         engine.submit(one_text([5], tenant="zeta"))
+
+
+def test_one_requests_trouble_with_its_result_is_not_the_others():
+    delivered: list[Any] = []
+    _deliver([one_text([5], deliver=lambda result: 1 / 0), one_text([5], deliver=delivered.append)], [[1.0], [2.0]])
+    assert delivered == [[2.0]]
 
 
 def test_an_encoder_on_a_lost_gpu_answers_and_stops(tiny_bert, tiny_tokenizer, monkeypatch):

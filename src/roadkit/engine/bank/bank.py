@@ -127,9 +127,13 @@ class Bank:
             widths = {name: width for name, (width, _) in composed.layout.layers.items()}
             self._grow(widths, composed.group_sizes)
             slot = self._slots.take(key)
-            self._buffer.write(slot, composed)
+            try:
+                self._buffer.write(slot, composed)
+                self.heads.prepare(composed.heads)
+            except BaseException:  # a device without memory: nobody may find a row that was not written
+                self._slots.drop(key)
+                raise
             self._slot_heads[slot] = composed.heads
-            self.heads.prepare(composed.heads)
         return key, slot
 
     def release(self, row: Row) -> None:

@@ -76,6 +76,10 @@ class SlotTable:
         self._slots[key] = slot
         return slot
 
+    def drop(self, key: str) -> None:
+        """Forget what `take` was told, whose content never came to be; the slot is free."""
+        self._free.append(self._slots.pop(key))
+
     def hold(self, slot: int) -> None:
         """Keep a slot's content until `release`; slots may be held several times."""
         self._users[slot] = self._users.get(slot, 0) + 1

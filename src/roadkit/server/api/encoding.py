@@ -7,6 +7,7 @@ vectors = await encoding.results(request)
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 
 from starlette.requests import Request as HttpRequest
@@ -46,8 +47,12 @@ class Encoding(RequestJobs[EncodingJob]):
 
     async def results(self, request: HttpRequest) -> list[Vector]:
         """A vector, or logits, of each text. A client that goes away ends them; a failed one raises `ApiError`."""
+        seconds = self.arrived + self.service.settings.request_seconds - time.monotonic()
         async with watched(request, self):
-            await self._complete.wait()
+            try:
+                await asyncio.wait_for(self._complete.wait(), seconds)
+            except TimeoutError:  # a batch that runs cannot be cut short, its client needs not wait for it
+                raise ApiError(504, "the request's time is over", code="cancelled") from None
         vectors = []
         for index, job in enumerate(self.jobs):
             result = self._results[index]
@@ -87,9 +92,9 @@ class Encoding(RequestJobs[EncodingJob]):
 
     def _deliver(self, index: int, result: Vector | Exception) -> None:
         self._results[index] = result
-        self._ended(index)
         if len(self._results) == self.count:
             self._complete.set()
+        self._ended(index)
 
     def _failure(self, job: EncodingJob, error: Exception) -> Exception:
         if job.cancelled:

@@ -182,4 +182,7 @@ def _longest(model: PreTrainedModel) -> int:
 
 def _deliver(batch: list[EncodingJob], results: list[Vector | Exception]) -> None:
     for job, result in zip(batch, results, strict=True):
-        job.deliver(result)
+        try:
+            job.deliver(result)
+        except Exception:  # one request's trouble is not the others'
+            log.exception("a result could not be delivered")
