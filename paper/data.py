@@ -96,7 +96,7 @@ ORIGINS = {  # folder → where its files can be found
     "commonsense": "AGI-Edgerunners/LLM-Adapters on GitHub (dataset/ and ft-training_set/)",
     "math": "AGI-Edgerunners/LLM-Adapters on GitHub (dataset/ and ft-training_set/) and openai/grade-school-math",
     "instruct": "the hub's tatsu-lab/alpaca_eval (alpaca_eval.json, as alpaca_eval_805) and its sets of instructions",
-    "german": "LeoLM/HellaSwag_de on the hub, or sentences cut in two (instruction, output) as de_wiki_completion_train",
+    "german": "sentences cut in two, as de_wiki_completion_train, or LeoLM/HellaSwag_de on the hub: instruction, output",
     "classify": "clinc/oos-eval on GitHub (data_full.json and domains.json): text, label_name, domain",
     "multimodal": "GQA, ScienceQA, TextVQA and POPE, one JSON Lines file each: image, question, answer or answers",
 }

@@ -46,7 +46,9 @@ for panel, commands in PANELS.items():
 
 
 @app.callback()
-def _quiet() -> None:
+def _main(verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what the library does.")) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from roadkit.errors import RecipeError
 from roadkit.intervene.training import TaskRow, encode_tasks
-from roadkit.train.data.tables import Cells, Table
+from roadkit.train.data.tables import Row, Table
 from roadkit.train.recipe import Recipe
 
 from ..data import read_rows
@@ -73,7 +73,7 @@ def load_task(
 
 def _pairs(table: Table, task: str) -> list[dict[str, str]]:
     """Prompts and completions; rows without a completion, or with a prompt that is too long, are left out."""
-    pairs = (_asked_and_answered(row, task) for row in table.rows)
+    pairs = (_asked_and_answered(row, task) for row in table)
     return [
         {"prompt": TEMPLATE.format(asked.strip()), "completion": answered.strip()}
         for asked, answered in pairs
@@ -81,10 +81,10 @@ def _pairs(table: Table, task: str) -> list[dict[str, str]]:
     ]
 
 
-def _asked_and_answered(row: Cells, task: str) -> tuple[str, str]:
+def _asked_and_answered(row: Row, task: str) -> tuple[str, str]:
     if task == "sentiment":
-        review = f"Is this review positive or negative?\n{row['sentence1']}"
-        return review, "positive" if int(row["label"]) else "negative"
+        review = f"Is this review positive or negative?\n{row.text('sentence1')}"
+        return review, "positive" if int(row.value("label")) else "negative"
     if task == "arithmetic":
-        return row.get("question") or row["instruction"], f"{float(row['answer']):g}"
-    return row["instruction"], row["output"]
+        return row.cells.get("question") or row.text("instruction"), f"{float(row.value('answer')):g}"
+    return row.text("instruction"), row.text("output")

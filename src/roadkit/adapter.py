@@ -99,9 +99,15 @@ class Adapter:
         """The variant and every layer's (θ, α), as `from_parameters` takes them: the layers must have one group size.
 
         A loaded adapter gives what was loaded. A computed one gives the smallest variant that holds it, within 1e-6.
+        Raises `AdapterError` for several group sizes.
         """
         if self.variant is not None:
             return self.variant, self.parameters
+        if len(self.group_sizes) != 1:
+            raise AdapterError(
+                f"PEFT's format holds one group_size an adapter, this one has {list(self.group_sizes)}; "
+                "split it by layer and save the parts"
+            )
         (group_size,) = self.group_sizes
         variant, theta, alpha = rotation.raise_to_parameters(self.a, self.b, group_size)
         share = 2 if variant == "road_1" else 1  # outputs an entry

@@ -97,13 +97,8 @@ def save(adapter: Adapter, path: str | os.PathLike, *, extra_files: Mapping[str,
 
 def serialize(adapter: Adapter) -> tuple[bytes, bytes]:
     """The two files of a PEFT directory as bytes; `parse` reads them back. Raises `AdapterError` as `save` does."""
-    if len(adapter.group_sizes) != 1:
-        raise AdapterError(
-            f"PEFT's format holds one group_size an adapter, this one has {list(adapter.group_sizes)}; "
-            "split it by layer and save the parts"
-        )
-    (group_size,) = adapter.group_sizes
     variant, parameters = adapter.to_parameters()
+    (group_size,) = adapter.group_sizes
     tensors: dict[str, Tensor] = {}
     for name, (theta, alpha) in parameters.items():
         tensors[f"{PREFIX}{name}.road_theta"] = theta.detach().contiguous()

@@ -63,6 +63,8 @@ class Problem:
             return f"unknown {self.noun} {self.field!r}{self.hint}"
         if self.kind == "missing":
             return f"{self.field} is missing"
+        if self.kind == "json":
+            return f"not JSON: {self.detail}"
         about = f"{self.field}: " if self.field else ""
         return f"{about}{self.detail[:1].lower()}{self.detail[1:]}, got {str(self.value)[:80]!r}"
 

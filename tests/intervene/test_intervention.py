@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from roadkit.errors import AdapterError, AlgebraError
-from roadkit.intervene import Intervention, Positions, Subspace
+from roadkit.intervene import Intervention, Positions, Subspace, files
 from roadkit.rotation import rotate
 
 
@@ -75,6 +75,14 @@ def test_broken_files_are_named(make_intervention, tmp_path):
         save_file(bad, tmp_path / "tasks" / "intervention.safetensors")
         Intervention.load(tmp_path / "tasks")
     assert "road_theta is not finite" in str(error.value)
+    for text, message in (
+        ("", r"tasks: intervention.json: not JSON: EOF while parsing"),
+        ("{not json", r"tasks: intervention.json: not JSON: key must be a string"),
+        ("[]", r"tasks: intervention.json: input should be an object"),
+        ('{"formt": 1}', r"tasks: format is missing"),
+    ):
+        with pytest.raises(AdapterError, match=message):
+            files.parse(text.encode(), b"", origin="tasks")
     with pytest.raises(AdapterError, match="intervention.json is missing"):
         Intervention.load(tmp_path)
 

@@ -109,7 +109,8 @@ def parse(text: bytes, weights: bytes, *, origin: str = "intervention") -> Inter
         config = _Config.model_validate_json(text)
         tensors = safetensors.torch.load(weights)
     except ValidationError as error:
-        raise AdapterError(f"{path}: {problems(error, _Config, noun='key')[0]}") from error
+        problem = problems(error, _Config, noun="key")[0]
+        raise AdapterError(f"{path}: {'' if problem.field else f'{CONFIG}: '}{problem}") from error
     except (SafetensorError, ValueError) as error:
         raise AdapterError(f"{path}: {WEIGHTS} cannot be read, it is truncated or corrupt: {error}") from error
     expected = {f"{site}.{leaf}" for site in config.sites for leaf in ("road_theta", "road_alpha")}

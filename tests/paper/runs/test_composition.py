@@ -106,3 +106,13 @@ def test_all_missing_rows_are_named_at_once(small_world):
         run_composition(settings, folder / "out", data=folder / "none")
     for name in ("german/de_wiki_completion_train", "instruct/ultrafeedback_1k", "math/mawps_test", "glue/sst2_dev"):
         assert f"{name}.jsonl" in str(failed.value)
+
+
+def test_rows_of_other_columns_are_named():
+    from paper.runs.composition_tasks import _pairs
+    from roadkit.errors import RecipeError
+    from roadkit.train.data.tables import Table
+
+    table = Table([{"ctx_de": "Es", "endings_de": ["war", "ist"], "label": 0}], [1], "hellaswag_de.jsonl")
+    with pytest.raises(RecipeError, match=r"hellaswag_de.jsonl, row 1: no column 'instruction' \(it has ctx_de"):
+        _pairs(table, "german")

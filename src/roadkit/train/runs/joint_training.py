@@ -26,7 +26,6 @@ from ..model.base import load_base, padding, training_device
 from ..model.borrowed import borrowed
 from ..model.loss import answer_logits
 from ..model.targets import target_layers
-from ..output.directory import check_output
 from ..output.result import ManyResult, TrainResult
 from ..progress import Progress, Report
 from ..recipe import Recipe
@@ -43,8 +42,6 @@ def train_jointly(
 
     The parts' recipes differ in the output alone.
     """
-    for data in parts:
-        check_output(data.recipe.output, data.recipe)
     base_model = model if model is not None else load_base(parts[0], device=training_device(None))
     with borrowed(base_model), padding(parts[0].tokenizer, base_model):
         return _train(parts, base_model, progress=progress, start=start)

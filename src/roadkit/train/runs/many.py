@@ -83,8 +83,12 @@ def _prepare_each(
     for name, rows in tables.items():
         if not NAME.fullmatch(name):
             raise RecipeError(f"{rows[0].where_is(column)}: {name[:60]!r} is no adapter's name")
+
+    from ..output.directory import check_output  # imports torch: only once the names are read
+
     parts = []
     for name, rows in tables.items():
         own = Recipe(**recipe.model_dump() | {"output": str(Path(recipe.output) / name)})
+        check_output(own.output, own)
         parts.append(prepare_data(own, model=model, tokenizer=tokenizer, table=rows))
     return parts

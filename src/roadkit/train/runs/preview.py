@@ -103,7 +103,7 @@ def preview(
     rows                shown
     timed               False saves the step, and leaves `seconds` None
 
-    Raises what `run` would raise for the same recipe.
+    Raises `RecipeError` and `ModelError` for a recipe, data or a model that cannot be used.
     """
     check_both_or_neither(model, tokenizer)
     data = prepare_data(recipe, model=model, tokenizer=tokenizer)
